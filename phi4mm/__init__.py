@@ -1,0 +1,40 @@
+"""Run, measure and extend Phi-4-multimodal. Importing this is light: torch is imported when a model is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from phi4mm.errors import AudioError, BatchError, CheckpointError, ImageError, Phi4MMError, PromptError
+from phi4mm.model.router import Modality, Route, Router
+from phi4mm.types import Reply, Request, Segment, Transcript, Usage
+
+if TYPE_CHECKING:
+    from phi4mm.api import Phi4MM
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AudioError",
+    "BatchError",
+    "CheckpointError",
+    "ImageError",
+    "Modality",
+    "Phi4MM",
+    "Phi4MMError",
+    "PromptError",
+    "Reply",
+    "Request",
+    "Route",
+    "Router",
+    "Segment",
+    "Transcript",
+    "Usage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Phi4MM":
+        from phi4mm.api import Phi4MM
+
+        return Phi4MM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,61 @@
+"""``python -m phi4mm "question" --image FILE --audio FILE``: the answer, streamed to standard output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from phi4mm.cli import add_model_options, load_model, report
+from phi4mm.errors import Phi4MMError
+
+PROGRAM = "phi4mm"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}",
+        description="Ask about text, images and audio; the answer is printed as it comes.",
+        epilog="To transcribe files, see python -m phi4mm.asr --help. Exit code: 0 answered, 1 failed, 2 usage.",
+    )
+    parser.add_argument("question", nargs="?", default="", help="the question (may be spoken in --audio instead)")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
+    parser.add_argument("--audio", action="append", default=[], metavar="FILE", help="an audio file; may be repeated")
+    parser.add_argument("--system", help="the system message")
+    add_model_options(parser)
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: 1")
+    group.add_argument("--seed", type=int, metavar="N", help="for a repeatable answer at a temperature over 0")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if not (options.question or options.image or options.audio):
+        parser.error("ask something: a question, --image or --audio")
+    try:
+        pieces = load_model(options).stream(
+            options.question,
+            images=options.image,
+            audios=options.audio,
+            system=options.system,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+        )
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+    except Phi4MMError as error:
+        report(PROGRAM, error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

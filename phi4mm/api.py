@@ -1,0 +1,252 @@
+"""Phi4MM: the one class most users meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import torch
+
+from phi4mm.answer import Answer
+from phi4mm.checkpoint import load_checkpoint, save_checkpoint
+from phi4mm.errors import BatchError, Phi4MMError, PromptError
+from phi4mm.inputs.audio import load_audio
+from phi4mm.inputs.processor import Processor, Row
+from phi4mm.inputs.prompt import speech_prompt
+from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.runtime.engine import Generation
+from phi4mm.runtime.sampling import Sampling
+from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Phi4MM:
+    """Phi-4-multimodal with its processor. Make one with ``from_pretrained``.
+
+    Attributes:
+        model: the network; ``model(batch)`` gives scores [rows, tokens, vocabulary].
+        processor: requests to a batch; ``processor(requests)``.
+    """
+
+    def __init__(self, model: Phi4MMModel, tokenizer_file: Path) -> None:
+        self.model = model
+        self.tokenizer_file = tokenizer_file
+        self.processor = Processor(model.config, Tokenizer(tokenizer_file))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        quantize: str | None = None,
+        revision: str | None = None,
+    ) -> Phi4MM:
+        """Load a checkpoint.
+
+        Args:
+            source: ``None`` for the bundled checkpoint, a folder, or a hub id such as
+                ``"microsoft/Phi-4-multimodal-instruct"`` (safetensors only; downloaded once).
+            device: ``"auto"`` takes a GPU where there is one; or any torch device.
+            dtype: ``"auto"`` keeps the checkpoint's own; or "float32", "bfloat16", "float16", or a torch dtype.
+            quantize: no quantisation is available yet; only ``None``.
+            revision: branch, tag or commit of a hub id.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be had, or its files are wrong.
+            Phi4MMError: the device or dtype is not to be had.
+        """
+        if quantize is not None:
+            raise Phi4MMError(f"quantize={quantize!r} is not available; pass quantize=None")
+        checkpoint = load_checkpoint(source, device=_device(device), dtype=_dtype(dtype), revision=revision)
+        return cls(checkpoint.model, checkpoint.tokenizer_file)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, layout: Literal["phi4mm", "transformers"] = "phi4mm"
+    ) -> Path:
+        """Write the model, its adapters and tokenizer to a new folder, in our layout or in transformers'."""
+        return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
+
+    def chat(self, text: str = "", **options: Unpack[RequestOptions]) -> Reply:
+        """Answer one request.
+
+        Args:
+            text: the user's text.
+            **options: any other field of ``Request``: images, audios, system, history, tools, adapter,
+                max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed.
+
+        Raises:
+            Phi4MMError: an input or option is bad.
+        """
+        request = Request(text, **options)
+        return self._answer([(request, self.processor.row(request))])[0]
+
+    def chat_batch(self, requests: Sequence[Request | Mapping[str, Any]], *, batch_size: int = 16) -> list[Reply]:
+        """Answer many requests, of any mixture of modalities; each is answered as it would be alone.
+
+        Args:
+            requests: requests, or mappings with the fields of ``Request``.
+            batch_size: the most rows decoded together.
+
+        Returns:
+            One reply per request, in order.
+
+        Raises:
+            BatchError: some requests are bad; its ``results`` hold the replies to the others.
+        """
+        if batch_size < 1:
+            raise PromptError(f"batch_size is {batch_size}; expected 1 or more")
+        replies: list[Reply | None] = []
+        errors: dict[int, Phi4MMError] = {}
+        for start in range(0, len(requests), batch_size):
+            part = requests[start : start + batch_size]
+            rows, bad = self.processor.rows(part)
+            errors.update({start + index: error for index, error in bad.items()})
+            good = [(Request.of(request), row) for request, row in zip(part, rows, strict=True) if row is not None]
+            answered = iter(self._answer(good))
+            replies += [None if row is None else next(answered) for row in rows]
+        if errors:
+            raise BatchError(replies, errors)
+        return [reply for reply in replies if reply is not None]
+
+    def stream(self, text: str = "", **options: Unpack[RequestOptions]) -> Iterator[str]:
+        """Answer one request piece by piece; the pieces together are ``chat``'s text. Arguments as ``chat``.
+
+        A bad input raises here, before the first piece.
+        """
+        request = Request(text, **options)
+        row = self.processor.row(request)
+        return self._pieces(request, row)
+
+    def transcribe(
+        self,
+        audio: Any,
+        *,
+        task: str = "transcribe",
+        to: str | None = None,
+        prompt: str | None = None,
+        **options: Unpack[DecodingOptions],
+    ) -> Transcript:
+        """What is said in a clip.
+
+        Args:
+            audio: a path, bytes, an open binary file, or ``(samples, sampling_rate)`` with samples in [-1, 1].
+            task: "transcribe", "translate", or "transcribe_translate".
+            to: the language to translate to, in English ("German").
+            prompt: your own wording, instead of the task's.
+            **options: adapter, max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed.
+
+        Raises:
+            AudioError: the audio cannot be read.
+            Phi4MMError: another argument is bad.
+        """
+        try:
+            return self.transcribe_batch([audio], task=task, to=to, prompt=prompt, **options)[0]
+        except BatchError as error:
+            raise error.errors[0] from None
+
+    def transcribe_batch(
+        self,
+        audios: Sequence[Any],
+        *,
+        task: str = "transcribe",
+        to: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 16,
+        **options: Unpack[DecodingOptions],
+    ) -> list[Transcript]:
+        """What is said in many clips; arguments as ``transcribe``.
+
+        Raises:
+            BatchError: some clips are bad; its ``results`` hold the transcripts of the others.
+        """
+        text = speech_prompt(task, to) if prompt is None else prompt
+        transcripts: list[Transcript | None] = [None] * len(audios)
+        errors: dict[int, Phi4MMError] = {}
+        for start in range(0, len(audios), batch_size):
+            durations: dict[int, float] = {}
+            requests: list[Request] = []
+            for index, audio in enumerate(audios[start : start + batch_size], start):
+                try:
+                    waveform = load_audio(audio)
+                except Phi4MMError as error:
+                    errors[index] = error
+                    continue
+                durations[index] = waveform.duration
+                samples = (waveform.samples, waveform.sampling_rate)
+                requests.append(Request(text, audios=[samples], **options))
+            replies = self.chat_batch(requests, batch_size=batch_size)
+            for (index, duration), reply in zip(durations.items(), replies, strict=True):
+                said = reply.text.strip()
+                segments = (Segment(0.0, duration, said),) if said else ()
+                transcripts[index] = Transcript(said, segments, duration)
+        if errors:
+            raise BatchError(transcripts, errors)
+        return [transcript for transcript in transcripts if transcript is not None]
+
+    def _answer(self, rows: Sequence[tuple[Request, Row]]) -> list[Reply]:
+        answers = [self._start(request, row) for request, row in rows]
+        if rows:
+            generation = self._generation(rows)
+            for step in generation:
+                answer = answers[step.row]
+                answer.push(step.token_id, step.finish_reason)
+                if answer.found_stop:
+                    generation.stop(step.row)
+        return [answer.reply() for answer in answers]
+
+    def _pieces(self, request: Request, row: Row) -> Iterator[str]:
+        answer = self._start(request, row)
+        for step in self._generation([(request, row)]):
+            if piece := answer.push(step.token_id, step.finish_reason):
+                yield piece
+            if answer.found_stop:
+                return
+
+    def _start(self, request: Request, row: Row) -> Answer:
+        stop_token_ids = self.model.config.backbone.stop_token_ids
+        return Answer(row, self.processor.tokenizer, request.stop, stop_token_ids)
+
+    def _generation(self, rows: Sequence[tuple[Request, Row]]) -> Generation:
+        samplings = [
+            Sampling(
+                max_new_tokens=request.max_new_tokens,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                top_k=request.top_k,
+                repetition_penalty=request.repetition_penalty,
+                seed=request.seed,
+                stop_token_ids=self.model.config.backbone.stop_token_ids,
+            )
+            for request, _ in rows
+        ]
+        return Generation(self.model, self.processor.collate([row for _, row in rows]), samplings)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise Phi4MMError(f"device {str(name)!r} is not to be had here ({reason}); try 'auto' or 'cpu'") from error
+    return device
+
+
+def _dtype(name: str | torch.dtype) -> torch.dtype | None:
+    if isinstance(name, torch.dtype):
+        if name.is_floating_point:
+            return name
+    elif name == "auto":
+        return None
+    elif name in _DTYPES:
+        return _DTYPES[name]
+    raise Phi4MMError(f"dtype is {str(name)!r}; expected 'auto' or one of {', '.join(_DTYPES)}")

@@ -1,0 +1,42 @@
+"""What the command lines share: the options that name a model, and how an error is told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from phi4mm.api import Phi4MM
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``, ``--device`` and ``--dtype``."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="SOURCE", help="a checkpoint folder or a hub id (default: the bundled checkpoint)"
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="precision (default: auto, the checkpoint's own)",
+    )
+
+
+def load_model(options: argparse.Namespace) -> Phi4MM:
+    """The model that the options name.
+
+    Raises:
+        Phi4MMError: it cannot be loaded.
+    """
+    from phi4mm.api import Phi4MM
+
+    return Phi4MM.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+
+
+def report(program: str, error: Exception) -> None:
+    """Tell an error in one line on standard error."""
+    message = " ".join(str(error).split())
+    print(f"{program}: {message}", file=sys.stderr, flush=True)

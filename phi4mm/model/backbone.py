@@ -1,0 +1,168 @@
+"""The Phi-4-mini decoder: RMSNorm, grouped-query attention with LongRoPE, gated MLP, tied embedding.
+
+Phi-4-Mini technical report, section 2.1.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phi4mm.model.config import BackboneConfig
+from phi4mm.model.mixture import Gate, MixtureLinear
+from phi4mm.model.rope import rotary_tables, rotate
+
+
+class KeyValueCache(Protocol):
+    """What attention needs of a cache: keep this step's keys and values, hand back those to attend to."""
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """[rows, key/value heads, tokens, head] -> [rows, key/value heads, keys to attend to, head]."""
+        ...
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        wide = hidden.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(hidden.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; queries, keys and values come from one fused projection."""
+
+    def __init__(self, config: BackboneConfig, layer: int, total_rank: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self.head_size = config.head_size
+        self.qkv_proj = MixtureLinear(config.hidden_size, sum(self.heads) * self.head_size, total_rank)
+        self.o_proj = MixtureLinear(config.num_heads * self.head_size, config.hidden_size, total_rank)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        gate: Gate | None,
+        cache: KeyValueCache | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        qkv = self.qkv_proj(hidden, gate).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        query, key, value = qkv.split(self.heads, dim=1)
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if cache is not None:
+            key, value = cache.update(self.layer, key, value)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+        return self.o_proj(attended.transpose(1, 2).flatten(2), gate)
+
+
+class FeedForward(nn.Module):
+    """Gated MLP; the first half of the fused projection is the gate."""
+
+    def __init__(self, config: BackboneConfig, total_rank: int) -> None:
+        super().__init__()
+        self.gate_up_proj = MixtureLinear(config.hidden_size, 2 * config.intermediate_size, total_rank)
+        self.down_proj = MixtureLinear(config.intermediate_size, config.hidden_size, total_rank)
+
+    def forward(self, hidden: Tensor, gate: Gate | None) -> Tensor:
+        gating, value = self.gate_up_proj(hidden, gate).chunk(2, dim=-1)
+        return self.down_proj(value * F.silu(gating), gate)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: BackboneConfig, layer: int, total_rank: int) -> None:
+        super().__init__()
+        self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config, layer, total_rank)
+        self.post_attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = FeedForward(config, total_rank)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        gate: Gate | None,
+        cache: KeyValueCache | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        hidden = hidden + self.attention(self.input_norm(hidden), rotary, gate, cache, mask)
+        return hidden + self.mlp(self.post_attention_norm(hidden), gate)
+
+
+class Backbone(nn.Module):
+    """The decoder, from embeddings to hidden states; ``logits`` turns those into scores.
+
+    Args:
+        config: sizes.
+        total_rank: the sum of the adapters' ranks that each linear makes room for; 0 for a bare decoder.
+    """
+
+    def __init__(self, config: BackboneConfig, total_rank: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.embed_tokens.weight, std=0.02)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer, total_rank) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        long_rows: Tensor,
+        gate: Gate | None = None,
+        cache: KeyValueCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run the decoder.
+
+        Args:
+            embeddings: [rows, tokens, hidden].
+            positions: of each token in its row [rows, tokens].
+            long_rows: bool [rows], rows that take the long rope factors.
+            gate: the adapters of each row.
+            cache: where keys and values are kept.
+            mask: bool [rows, 1, tokens, keys], which of the cache's keys each token sees. ``None``: these tokens
+                start their rows and see one another causally.
+
+        Returns:
+            Normed hidden states [rows, tokens, hidden].
+        """
+        window = self.config.sliding_window
+        if mask is None and window is not None and embeddings.shape[1] > window:
+            mask = visible_keys(positions, embeddings.shape[1], window)
+        cos, sin = rotary_tables(self.config, positions, long_rows)
+        rotary = (cos.to(embeddings.dtype), sin.to(embeddings.dtype))
+        hidden = embeddings
+        for layer in self.layers:
+            hidden = layer(hidden, rotary, gate, cache, mask)
+        return self.norm(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> [..., vocabulary]."""
+        weight = self.embed_tokens.weight if self.head is None else self.head.weight
+        return F.linear(hidden, weight)
+
+
+def visible_keys(positions: Tensor, capacity: int, sliding_window: int | None) -> Tensor:
+    """Bool [rows, 1, tokens, capacity]: a token at ``positions`` [rows, tokens] sees keys up to its own position."""
+    keys = torch.arange(capacity, device=positions.device)
+    visible = keys <= positions[:, None, :, None]
+    if sliding_window is not None and sliding_window < capacity:
+        visible = visible & (keys > positions[:, None, :, None] - sliding_window)
+    return visible

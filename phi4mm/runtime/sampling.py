@@ -1,0 +1,72 @@
+"""From a row's scores to its next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a row's tokens are chosen and when it ends.
+
+    Attributes:
+        max_new_tokens: the most tokens to generate, the stop token included.
+        temperature: 0 for greedy decoding.
+        top_p: nucleus (Holtzman et al. 2020): the smallest set of tokens whose probability exceeds this.
+        top_k: the number of tokens kept; 0 keeps all.
+        repetition_penalty: divides positive and multiplies negative scores of tokens seen (Keskar et al. 2019).
+        seed: of the row's own generator; ``None`` for a fresh one.
+        stop_token_ids: tokens that end the row.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+
+    def generator(self) -> torch.Generator:
+        """A generator for one row, on the CPU, so that a seed gives the same tokens on any device."""
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+def next_token(scores: Tensor, seen: Sequence[int], sampling: Sampling, generator: torch.Generator) -> int:
+    """Choose a token from one row's scores.
+
+    Args:
+        scores: [vocabulary].
+        seen: the row's tokens so far, for the repetition penalty.
+        sampling: how to choose.
+        generator: the row's own.
+    """
+    if sampling.repetition_penalty != 1.0:
+        scores = _penalise(scores, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0.0:
+        return int(scores.argmax())
+    scores = scores.float().cpu() / sampling.temperature
+    order = scores.argsort(descending=True)
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    probabilities = scores[order].softmax(dim=-1)
+    if sampling.top_p < 1.0:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        kept = int((before < sampling.top_p).sum())
+        order, probabilities = order[:kept], probabilities[:kept]
+    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+
+
+def _penalise(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    ids = torch.tensor(sorted(set(seen)), device=scores.device)
+    chosen = scores[ids]
+    return scores.index_put((ids,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
