@@ -65,7 +65,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             noise = torch.randn(tensor.shape, generator=generator)
-            centre = 1.0 if "norm" in name and name.endswith("weight") or name.endswith("inverse_std") else 0.0
+            centre = 1.0 if ("norm" in name and name.endswith("weight")) or name.endswith("inverse_std") else 0.0
             tensor.copy_(centre + noise * (0.2 if tensor.dim() > 1 else 0.1))
 
 

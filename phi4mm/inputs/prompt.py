@@ -159,7 +159,7 @@ def _tools_json(tools: Sequence[Mapping[str, Any]]) -> str:
 
 
 def parse_tool_calls(text: str) -> tuple[dict[str, Any], ...]:
-    """The calls in a reply: ``<|tool_call|>[{"name": ..., "arguments": {...}}]<|/tool_call|>``, the closing mark optional.
+    """The calls in a reply: ``<|tool_call|>[{"name": ..., "arguments": {...}}]``, with or without ``<|/tool_call|>``.
 
     Calls that are not valid JSON are left out; they remain readable in the reply's text.
     """

@@ -1,0 +1,118 @@
+"""The Python API over a tiny random model: what goes in and out, not what is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import phi4mm
+from phi4mm import BatchError, Phi4MM, Phi4MMError, PromptError, Request, Route
+from phi4mm.model.phi4mm import Phi4MMModel
+from tests.runtime.test_engine import picture, speech
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Phi4MMModel, tokenizer_file: Path) -> Phi4MM:
+    return Phi4MM(tiny_model, tokenizer_file)
+
+
+REQUESTS = [
+    Request("Hi", max_new_tokens=9),
+    Request("What?", images=[picture(50, 80)], max_new_tokens=5),
+    {"text": "Say", "audios": [speech(0.6)], "max_new_tokens": 12},
+    Request("Both", images=[picture(64, 64)], audios=[speech(0.5)], temperature=1.0, seed=7, max_new_tokens=8),
+]
+
+
+def test_a_batch_of_every_modality_equals_its_rows_alone(tiny: Phi4MM) -> None:
+    together = tiny.chat_batch(REQUESTS)
+    assert [reply.route for reply in together] == [
+        Route(None, None),
+        Route("vision", None),
+        Route("speech", "speech"),
+        Route("vision", "vision"),
+    ]
+    assert together == [tiny.chat_batch([request])[0] for request in REQUESTS]
+    assert together == tiny.chat_batch(REQUESTS, batch_size=3)
+    for request, reply in zip(REQUESTS, together, strict=True):
+        request = Request.of(request)
+        assert reply.usage.new_tokens <= request.max_new_tokens
+        assert reply.usage.prompt_tokens == len(tiny.processor.row(request).token_ids)
+
+
+def test_stream_gives_the_text_of_chat(tiny: Phi4MM) -> None:
+    reply = tiny.chat("Hello", max_new_tokens=40)
+    pieces = list(tiny.stream("Hello", max_new_tokens=40))
+    assert "".join(pieces) == reply.text
+    assert len(pieces) > 10
+
+
+def test_stop_strings_end_the_reply_and_are_left_out(tiny: Phi4MM) -> None:
+    full = tiny.chat("Hello", max_new_tokens=40)
+    assert full.finish_reason == "length"
+    stop = full.text[8:11]
+    before = full.text[: full.text.index(stop)]
+    stopped = tiny.chat("Hello", max_new_tokens=40, stop=["never there", stop])
+    assert (stopped.text, stopped.finish_reason) == (before, "stop")
+    assert "".join(tiny.stream("Hello", max_new_tokens=40, stop=[stop])) == before
+    assert stopped.usage.new_tokens < full.usage.new_tokens
+
+
+def test_a_seed_repeats_a_sampled_reply(tiny: Phi4MM) -> None:
+    first = tiny.chat("Hello", temperature=1.5, seed=3, max_new_tokens=20)
+    assert tiny.chat("Hello", temperature=1.5, seed=3, max_new_tokens=20) == first
+    assert tiny.chat("Hello", temperature=1.5, seed=4, max_new_tokens=20) != first
+
+
+def test_one_bad_request_loses_nothing_else(tiny: Phi4MM) -> None:
+    bad = [{"text": "x", "images": [b"not a picture"]}, {"text": "<|image_2|>", "images": [picture(9, 9)]}]
+    with pytest.raises(BatchError) as caught:
+        tiny.chat_batch([bad[0], *REQUESTS, bad[1]], batch_size=2)
+    assert set(caught.value.errors) == {0, 5}
+    assert caught.value.results == [None, *tiny.chat_batch(REQUESTS), None]
+    assert "request 0: image 1" in str(caught.value)
+    assert "request 5" in str(caught.value)
+
+
+def test_transcribe(tiny: Phi4MM) -> None:
+    transcript = tiny.transcribe(speech(0.8), max_new_tokens=10)
+    assert transcript.duration == pytest.approx(0.8)
+    asked = tiny.chat("Transcribe the audio clip into text.", audios=[speech(0.8)], max_new_tokens=10)
+    assert transcript.text == asked.text.strip()
+    translated = tiny.transcribe(speech(0.8), task="translate", to="German", max_new_tokens=10)
+    asked = tiny.chat("Translate the audio to German.", audios=[speech(0.8)], max_new_tokens=10)
+    assert translated.text == asked.text.strip()
+    assert tiny.transcribe(speech(0.8), prompt="Translate the audio to German.", max_new_tokens=10) == translated
+    assert json.loads(json.dumps(transcript.to_dict()))["text"] == transcript.text
+
+
+def test_transcribe_batch_names_the_bad_clip(tiny: Phi4MM) -> None:
+    clips = [speech(0.5), b"not audio", speech(0.7)]
+    with pytest.raises(BatchError) as caught:
+        tiny.transcribe_batch(clips, max_new_tokens=5)
+    assert set(caught.value.errors) == {1}
+    expected = [tiny.transcribe(clips[0], max_new_tokens=5), None, tiny.transcribe(clips[2], max_new_tokens=5)]
+    assert caught.value.results == expected
+    with pytest.raises(phi4mm.AudioError):
+        tiny.transcribe(b"not audio")
+
+
+@pytest.mark.parametrize("options", [{"device": "abacus"}, {"dtype": "int7"}, {"quantize": "int1"}])
+def test_bad_load_options(options: dict[str, str]) -> None:
+    with pytest.raises(Phi4MMError, match=next(iter(options.values()))):
+        Phi4MM.from_pretrained(**options)
+
+
+def test_bad_batch_size(tiny: Phi4MM) -> None:
+    with pytest.raises(PromptError, match="batch_size"):
+        tiny.chat_batch([], batch_size=0)
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, phi4mm; phi4mm.Request('x'); print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
