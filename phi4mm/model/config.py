@@ -84,6 +84,11 @@ class VisionConfig:
     max_crops: int = 36
 
     @property
+    def num_used_layers(self) -> int:
+        """Layers up to ``feature_layer``; those after it are never computed."""
+        return self.feature_layer + (self.num_layers + 1 if self.feature_layer < 0 else 0)
+
+    @property
     def patches_per_side(self) -> int:
         """Patches along one side of a crop."""
         return self.image_size // self.patch_size

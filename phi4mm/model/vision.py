@@ -91,8 +91,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.embedding = PatchEmbedding(config)
-        depth = config.num_layers + 1 + config.feature_layer if config.feature_layer < 0 else config.feature_layer
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(depth))
+        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_used_layers))
 
     def forward(self, crops: Tensor, masks: Tensor) -> Tensor:
         """[crops, channels, size, size] and bool masks [crops, side, side] -> [crops, side * side, hidden]."""

@@ -13,14 +13,16 @@ from peft import PeftModel
 from transformers import Phi3Config, Phi3ForCausalLM, Phi4MultimodalForCausalLM
 
 from phi4mm.checkpoint import load_adapter, load_checkpoint, save_adapter, save_checkpoint
+from phi4mm.checkpoint.configs import read_config
 from phi4mm.checkpoint.names import unused_vision_tensors
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
-from tests.checkpoint.microsoft import save_as_microsoft
+from tests.checkpoint.microsoft import microsoft_config, save_as_microsoft
 from tests.reference.transformers_port import (
     Pair,
     add_adapters,
     make_pair,
+    port_config,
     port_inputs,
     random_batch,
     random_port,
@@ -179,7 +181,11 @@ def phi3_variants() -> dict[str, dict[str, object]]:
         "plain": {"tie_word_embeddings": True},
         "untied": {"tie_word_embeddings": False},
         "longrope": {"tie_word_embeddings": True, "rope_parameters": longrope},
-        "untied longrope in a window": {"tie_word_embeddings": False, "rope_parameters": longrope, "sliding_window": 16},
+        "untied longrope in a window": {
+            "tie_word_embeddings": False,
+            "rope_parameters": longrope,
+            "sliding_window": 16,
+        },
     }
 
 
@@ -251,3 +257,24 @@ def test_full_size_parameter_count() -> None:
     ours = sum(tensor.numel() for tensor in model.state_dict().values())  # with the feature statistics
     unused = sum(torch.Size(shape).numel() for shape in unused_vision_tensors(config).values())
     assert ours + unused == 5_574_460_384
+
+
+def test_microsofts_own_config_is_our_default(tmp_path: Path) -> None:
+    """Microsoft's config.json names neither the vision tower's sizes nor the media tokens nor <|end|>."""
+    values = microsoft_config(Phi4MMConfig())
+    del values["vision_config"], values["audio_processor"]["config"]["audio_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_config(tmp_path) == ("microsoft", Phi4MMConfig())
+
+
+def test_defaults_that_transformers_leaves_out(tmp_path: Path) -> None:
+    """A config.json of an older transformers holds only what differs from its defaults, where bias distance is 1000."""
+    values = port_config(Phi4MMConfig()).to_dict()
+    values |= {"vision_config": {}, "audio_config": {"bias_max_distance": 500}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_config(tmp_path)[1] == dataclasses.replace(Phi4MMConfig(), adapters=())
+    values["audio_config"] = {}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    speech = read_config(tmp_path)[1].speech
+    assert speech is not None
+    assert speech.bias_max_distance == 1000

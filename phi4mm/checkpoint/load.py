@@ -1,0 +1,158 @@
+"""Load a checkpoint of any layout into a ``Phi4MMModel``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from phi4mm.checkpoint.configs import read_config
+from phi4mm.checkpoint.names import (
+    Layout,
+    is_lora,
+    is_rotary_table,
+    microsoft_lora_name,
+    peft_name,
+    stored_name,
+    stored_shape,
+    unused_vision_tensors,
+)
+from phi4mm.checkpoint.peft_folder import check_adapter_config, open_adapter, read_adapter_config
+from phi4mm.checkpoint.source import Source, locate, tokenizer_file
+from phi4mm.checkpoint.tensors import TensorFiles, find_shards
+from phi4mm.model.config import Phi4MMConfig
+from phi4mm.model.mixture import adapter_spans
+from phi4mm.model.phi4mm import Phi4MMModel
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        model: in eval mode, no parameter requiring a gradient.
+        tokenizer_file: ``tokenizer.json``.
+        config: every size.
+        folder: where the files lie.
+        layout: "phi4mm" (our own), "microsoft", "transformers" or "phi3" (text only).
+    """
+
+    model: Phi4MMModel
+    tokenizer_file: Path
+    config: Phi4MMConfig
+    folder: Path
+    layout: Layout
+
+
+def load_checkpoint(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Checkpoint:
+    """Load a model and find its tokenizer.
+
+    Weights are memory-mapped and go one by one to ``device`` and ``dtype``; where neither changes, the mapped file
+    itself is the model's memory, so it must stay as it is while the model lives.
+
+    Args:
+        source: a folder, a hub id, or ``None`` for the bundled checkpoint.
+        device: where the model shall be.
+        dtype: of all weights; ``None`` for that of the checkpoint's token embedding.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        CheckpointError: nothing to load there, or a file, a setting or a tensor of it is wrong.
+    """
+    place = locate(source, revision)
+    layout, config = read_config(place.folder)
+    tokenizer = tokenizer_file(place.folder)
+    config, folders = _adapter_folders(place, layout, config)
+
+    with torch.device("meta"):
+        model = Phi4MMModel(config)
+    weights = TensorFiles(find_shards(place.folder))
+    adapters = {name: open_adapter(folder) for name, folder in folders.items()}
+    _check(model, layout, weights, adapters)
+
+    dtype = dtype or weights.dtype(stored_name("backbone.embed_tokens.weight", layout))
+    state = {
+        name: _lora(name, tensor, config, layout, weights, adapters, device, dtype)
+        if is_lora(name)
+        else weights.read(stored_name(name, layout)).reshape(tensor.shape).to(device, dtype)
+        for name, tensor in model.state_dict().items()
+    }
+    model.load_state_dict(state, assign=True)
+    return Checkpoint(model.eval().requires_grad_(False), tokenizer, config, place.folder, layout)
+
+
+def _adapter_folders(place: Source, layout: Layout, config: Phi4MMConfig) -> tuple[Phi4MMConfig, dict[str, Path]]:
+    """The configuration with its adapters, and the PEFT folder of each; none where the main file holds them.
+
+    Our own config.json names the adapters. In transformers' layout they are the folders called ``<name>-lora``.
+    """
+    if layout == "phi4mm":
+        folders = {adapter.name: place.adapters / adapter.name for adapter in config.adapters}
+        for adapter in config.adapters:
+            check_adapter_config(folders[adapter.name], adapter)
+        return config, folders
+    if layout != "transformers":
+        return config, {}
+    found = sorted(path.parent for path in place.folder.glob("*-lora/adapter_config.json"))
+    folders = {folder.name.removesuffix("-lora"): folder for folder in found}
+    adapters = tuple(read_adapter_config(folder, name) for name, folder in folders.items())
+    return replace(config, adapters=adapters), folders
+
+
+def _lora_name(name: str, adapter: str, layout: Layout) -> str:
+    return microsoft_lora_name(name, adapter) if layout == "microsoft" else peft_name(name)
+
+
+def _check(model: Phi4MMModel, layout: Layout, weights: TensorFiles, adapters: dict[str, TensorFiles]) -> None:
+    """Compare every file with the model before anything is read."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {
+        stored_name(name, layout): stored_shape(name, shape, layout)
+        for name, shape in shapes.items()
+        if not is_lora(name)
+    }
+    ignored: set[str] = set()
+    if layout != "phi4mm":
+        ignored |= {name for name in weights.shapes if is_rotary_table(name)}
+        ignored |= unused_vision_tensors(model.config).keys()
+        ignored |= {"lm_head.weight"} if model.config.backbone.tie_embeddings else set()
+    for adapter in model.config.adapters:
+        parts = {
+            _lora_name(name, adapter.name, layout): (adapter.rank, shape[1])
+            if name.endswith("lora_a")
+            else (shape[0], adapter.rank)
+            for name, shape in shapes.items()
+            if is_lora(name)
+        }
+        if adapter.name in adapters:
+            adapters[adapter.name].check(parts)
+        else:
+            expected |= parts
+    weights.check(expected, ignored)
+
+
+def _lora(
+    name: str,
+    like: Tensor,
+    config: Phi4MMConfig,
+    layout: Layout,
+    weights: TensorFiles,
+    adapters: dict[str, TensorFiles],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """One stacked ``lora_a`` or ``lora_b``, filled adapter by adapter."""
+    stacked = torch.empty(like.shape, device=device, dtype=dtype)
+    for adapter, span in adapter_spans(config.adapters).items():
+        part = stacked[span] if name.endswith("lora_a") else stacked[:, span]
+        part.copy_(adapters.get(adapter, weights).read(_lora_name(name, adapter, layout)))
+    return stacked
