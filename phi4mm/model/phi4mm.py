@@ -66,6 +66,7 @@ class Phi4MMModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores of every position: [rows, tokens, vocabulary]. What stands past a row's length is meaningless."""
+        batch = batch.to(self.device)
         num_rows, num_tokens = batch.token_ids.shape
         positions = torch.arange(num_tokens, device=self.device).expand(num_rows, -1)
         hidden = self.backbone(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from phi4mm.model.config import BackboneConfig
 
-_GROWTH = 256  # slots are lengthened by this many tokens at a time, so that copies are rare
+_GROWTH = 128  # slots are lengthened by this many tokens at a time, so that copies are rare
 
 
 class KeyValueCache:
