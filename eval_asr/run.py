@@ -1,0 +1,258 @@
+"""Run a recogniser over a corpus: batches sorted by length, each timed as the leaderboard times it, each row kept at
+once.
+
+The clock runs from decoded, resampled samples to text, and a batch's time is shared equally among its clips
+(open_asr_leaderboard, ``run_eval.py``); warm-up batches are not counted.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from eval_asr.backends import Recogniser
+from eval_asr.errors import ResultsError, SourceError
+from eval_asr.progress import RunningScore
+from eval_asr.results import Row, RowWriter
+from eval_asr.sources import Clip, Source
+from phi4mm.errors import Phi4MMError
+
+# A streamed corpus is sorted within windows of this many batches, which are held in memory.
+WINDOW_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a corpus is run.
+
+    Attributes:
+        batch_size: clips recognised together.
+        limit: run this many clips only; ``None`` for all.
+        seed: with ``limit``, draw the clips at random; ``None`` takes the first ones.
+        warmup: batches recognised before the clock counts.
+        progress: show a bar with the word error rate so far.
+    """
+
+    batch_size: int = 16
+    limit: int | None = None
+    seed: int | None = None
+    warmup: int = 2
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("limit", 1), ("warmup", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ResultsError(f"{name} is {value}; expected {least} or more")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did: rows in the manifest, those that were there already, those with an error, and the clock."""
+
+    num_rows: int
+    num_kept: int
+    num_failed: int
+    audio_seconds: float
+    transcription_seconds: float
+    wall_seconds: float
+
+    def sentence(self) -> str:
+        speed = f"{self.audio_seconds / self.transcription_seconds:.2f}" if self.transcription_seconds else "unknown"
+        kept = f" ({self.num_kept} were there)" if self.num_kept else ""
+        failed = f", {self.num_failed} with an error" if self.num_failed else ""
+        return f"{self.num_rows} rows{kept}{failed}, RTFx {speed}, {self.wall_seconds:.1f} s"
+
+
+# Recognises batches, in their order: the rows of each.
+TranscribeAll = Callable[[Iterable[list[Clip]]], Iterator[list[Row]]]
+
+
+def run_set(
+    backend_factory: Callable[[], Recogniser],
+    source: Source,
+    manifest: Path,
+    options: RunOptions,
+    transcribe_all: TranscribeAll | None = None,
+) -> RunSummary:
+    """Run a corpus, or what is left of it, into a manifest. The folder is to be ``locked`` by the caller.
+
+    A batch that was written in part is recognised whole again and its missing rows are added, so that every clip is
+    recognised in the same company, and the file is that of a run left alone.
+
+    Args:
+        backend_factory: loads the recogniser; it is not called where nothing is left to do.
+        transcribe_all: recognises the batches elsewhere, as ``eval_asr.scale`` does; by default in this process.
+
+    Raises:
+        ResultsError: the manifest cannot be written, or holds rows of another corpus.
+        Phi4MMError: the corpus or the recogniser cannot be loaded.
+    """
+    started = time.perf_counter()
+    clips = select(source.open_clips(), options.limit, options.seed)
+    batches = in_batches(clips, options.batch_size, windowed=source.streamed)
+    with RowWriter(manifest) as writer:
+        done = {row.audio_filepath for row in writer.rows}
+        total = options.limit
+        if isinstance(clips, list):
+            total = len(clips)
+            _check_same_corpus(writer, {clip.audio_filepath for clip in clips})
+        score = RunningScore(source.language, writer.rows)
+        rows = list(writer.rows)
+        written = set(done)
+        pending = (batch for batch, _ in pending_batches(batches, done))
+        transcribe_all = transcribe_all or in_this_process(backend_factory, options.warmup)
+        with tqdm(total=total, initial=len(rows), unit="clip", disable=not options.progress) as bar:
+            bar.set_description(f"{source.path} {source.name} {source.split}".replace("  ", " "))
+            for batch_rows in transcribe_all(pending):
+                for row in batch_rows:
+                    if row.audio_filepath not in written:
+                        writer.append(row)
+                        written.add(row.audio_filepath)
+                        rows.append(row)
+                        score.add(row)
+                        bar.update()
+                bar.set_postfix_str(score.summary())
+    return RunSummary(
+        num_rows=len(rows),
+        num_kept=len(done),
+        num_failed=sum(row.error is not None for row in rows),
+        audio_seconds=sum(row.duration for row in rows if row.error is None),
+        transcription_seconds=sum(row.time for row in rows if row.error is None),
+        wall_seconds=time.perf_counter() - started,
+    )
+
+
+def select(clips: Iterable[Clip], limit: int | None, seed: int | None) -> Iterable[Clip]:
+    """The clips to run, in the corpus's order: all, the first ``limit``, or with a seed ``limit`` at random.
+
+    The draw is a reservoir (Vitter 1985, algorithm R), so that a streamed corpus passes by once.
+    """
+    if limit is None:
+        return clips
+    if seed is None:
+        return list(islice(clips, limit))
+    generator = random.Random(seed)
+    reservoir: list[tuple[int, Clip]] = []
+    for place, clip in enumerate(clips):
+        if place < limit:
+            reservoir.append((place, clip))
+        elif (slot := generator.randrange(place + 1)) < limit:
+            reservoir[slot] = (place, clip)
+    return [clip for _, clip in sorted(reservoir, key=lambda drawn: drawn[0])]
+
+
+def in_batches(clips: Iterable[Clip], batch_size: int, *, windowed: bool = False) -> Iterator[list[Clip]]:
+    """Batches of clips of like length, the longest first, so that memory runs out at once or never.
+
+    The order depends on the corpus alone. ``windowed`` sorts within windows instead of over the whole corpus.
+    """
+    clips = iter(clips)
+    window = batch_size * WINDOW_BATCHES if windowed else None
+    while part := list(islice(clips, window)):
+        part.sort(key=lambda clip: -clip.claimed_seconds())
+        for start in range(0, len(part), batch_size):
+            yield part[start : start + batch_size]
+
+
+def pending_batches(batches: Iterable[list[Clip]], done: set[str]) -> Iterator[tuple[list[Clip], set[str]]]:
+    """Batches with clips that have no row yet, each with the names of those clips."""
+    for batch in batches:
+        missing = {clip.audio_filepath for clip in batch} - done
+        if missing:
+            yield batch, missing
+
+
+def in_this_process(backend_factory: Callable[[], Recogniser], warmup: int) -> TranscribeAll:
+    """Recognise batches one after another, here."""
+
+    def transcribe_all(batches: Iterable[list[Clip]]) -> Iterator[list[Row]]:
+        recogniser: Recogniser | None = None
+        for batch in batches:
+            if recogniser is None:
+                recogniser = backend_factory()
+                warm_up(recogniser, batch, warmup)
+            yield transcribe_clips(recogniser, batch)
+
+    return transcribe_all
+
+
+def warm_up(recogniser: Recogniser, batch: list[Clip], times: int) -> None:
+    """Recognise a batch without keeping anything, so that compilation and caches are not on the clock."""
+    for _ in range(times):
+        transcribe_clips(recogniser, batch)
+
+
+def transcribe_clips(recogniser: Recogniser, clips: list[Clip]) -> list[Row]:
+    """Rows of one batch, in order. A clip that cannot be read or recognised becomes a row with an error."""
+    loaded: dict[int, tuple[np.ndarray, float]] = {}
+    rows: dict[int, Row] = {}
+    for index, clip in enumerate(clips):
+        try:
+            loaded[index] = clip.load(recogniser.sampling_rate)
+        except (Phi4MMError, OSError) as error:
+            rows[index] = _row(clip, error=error)
+    try:
+        texts, seconds = _timed(recogniser, [samples for samples, _ in loaded.values()])
+    except Exception as error:
+        if len(loaded) == 1:
+            (index, (_, duration)), *_ = loaded.items()
+            rows[index] = _row(clips[index], duration=duration, error=error)
+        else:  # one clip must not take its batch with it
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            tqdm.write(f"a batch of {len(clips)} failed ({reason}); its clips go one by one", file=sys.stderr)
+            for index in loaded:
+                rows[index] = transcribe_clips(recogniser, [clips[index]])[0]
+    else:
+        for (index, (_, duration)), text in zip(loaded.items(), texts, strict=True):
+            rows[index] = _row(clips[index], duration=duration, seconds=seconds / len(texts), text=text)
+    return [rows[index] for index in range(len(clips))]
+
+
+def _timed(recogniser: Recogniser, samples: list[np.ndarray]) -> tuple[list[str], float]:
+    if not samples:
+        return [], 0.0
+    started = time.perf_counter()
+    texts = recogniser.transcribe(samples)
+    seconds = time.perf_counter() - started
+    if len(texts) != len(samples):
+        raise ValueError(f"{recogniser.name} gave {len(texts)} texts for {len(samples)} clips")
+    return texts, seconds
+
+
+def _row(
+    clip: Clip, *, duration: float = 0.0, seconds: float = 0.0, text: str = "", error: Exception | None = None
+) -> Row:
+    reason = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
+    return Row(clip.audio_filepath, duration, seconds, clip.text, text, reason, clip.parent_id, clip.chunk_index)
+
+
+def _check_same_corpus(writer: RowWriter, clips: set[str]) -> None:
+    foreign = [row.audio_filepath for row in writer.rows if row.audio_filepath not in clips]
+    if foreign:
+        raise ResultsError(
+            f"{writer.manifest}: has rows of clips of another corpus ({foreign[0]!r} and {len(foreign) - 1} more); "
+            "name another --out, or the corpus and options of before"
+        )
+
+
+def check_distinct(sources: list[Source]) -> None:
+    """Two corpora whose results would go into one file are refused.
+
+    Raises:
+        SourceError: there are such.
+    """
+    seen: dict[tuple[str, str, str], str] = {}
+    for source in sources:
+        key = (source.path, source.name, source.split)
+        if key in seen:
+            raise SourceError(f"{source.spec} and {seen[key]} have one name, {' '.join(key)}; run them with two --out")
+        seen[key] = source.spec
