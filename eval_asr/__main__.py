@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval_asr.backends import BACKENDS, DEFAULT_PROMPT, BackendOptions, load_recogniser
 from eval_asr.errors import EvalError
@@ -19,6 +20,9 @@ from eval_asr.sources import open_source
 from eval_asr.suites import SUITES, suite
 from phi4mm.cli import report as report_error
 from phi4mm.errors import Phi4MMError
+
+if TYPE_CHECKING:
+    from eval_asr.scale import Cluster
 
 PROGRAM = "eval_asr"
 
@@ -60,6 +64,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of a transcription (default: 512)")
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="clips at once (default: 16)")
     group.add_argument("--warmup", type=int, default=2, metavar="N", help="batches off the clock first (default: 2)")
+    group = parser.add_argument_group("scale-out")
+    group.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, or on one started here: local")
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="with --ray: recognisers (default: 1)")
     group = parser.add_argument_group("results")
     group.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of results")
     group.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -101,7 +108,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     specs = [*options.data, *(spec for name in options.suite for spec in suite(name))]
     run_options = RunOptions(options.batch_size, options.limit, options.seed, options.warmup, not options.quiet)
-    with locked(options.out):
+    with locked(options.out), _cluster(options) as cluster:
         sources = [open_source(spec, streaming=options.streaming, language=options.language) for spec in specs]
         check_distinct(sources)
         for source in sources:
@@ -116,8 +123,20 @@ def _run(options: argparse.Namespace) -> None:
             )
             manifest = options.out / SetName(backend.label, source.path, source.name, source.split).file_name
             prepare_settings(manifest, source, backend, run_options)
-            summary = run_set(partial(load_recogniser, backend), source, manifest, run_options)
+            load = partial(load_recogniser, backend)
+            elsewhere = None if cluster is None else cluster.transcriber(load, options.warmup)
+            summary = run_set(load, source, manifest, run_options, elsewhere)
             print(f"{manifest}: {summary.sentence()}", flush=True)
+
+
+def _cluster(options: argparse.Namespace) -> AbstractContextManager[Cluster | None]:
+    if options.ray is None:
+        return nullcontext()
+    try:
+        from eval_asr.scale import ray_cluster
+    except ImportError as error:
+        raise EvalError(f"--ray needs {error.name}, which is not installed; pip install 'phi4mm[ray]'") from error
+    return ray_cluster(options.ray, options.workers, device=options.device)
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ class Row:
     """One clip's result, with the leaderboard's names.
 
     Attributes:
-        audio_filepath: what identifies the clip in its set.
+        audio_filepath: what identifies the clip in its set: its file, with ``#2`` where a file comes a second time.
         duration: of the audio, in seconds; 0 where it could not be read.
         time: seconds of transcription, this clip's share of its batch.
         text: the reference as the corpus gives it.

@@ -108,7 +108,7 @@ def run_set(
         score = RunningScore(source.language, writer.rows)
         rows = list(writer.rows)
         written = set(done)
-        pending = (batch for batch, _ in pending_batches(batches, done))
+        pending = (batch for batch in batches if any(clip.audio_filepath not in done for clip in batch))
         transcribe_all = transcribe_all or in_this_process(backend_factory, options.warmup)
         with tqdm(total=total, initial=len(rows), unit="clip", disable=not options.progress) as bar:
             bar.set_description(f"{source.path} {source.name} {source.split}".replace("  ", " "))
@@ -161,14 +161,6 @@ def in_batches(clips: Iterable[Clip], batch_size: int, *, windowed: bool = False
         part.sort(key=lambda clip: -clip.claimed_seconds())
         for start in range(0, len(part), batch_size):
             yield part[start : start + batch_size]
-
-
-def pending_batches(batches: Iterable[list[Clip]], done: set[str]) -> Iterator[tuple[list[Clip], set[str]]]:
-    """Batches with clips that have no row yet, each with the names of those clips."""
-    for batch in batches:
-        missing = {clip.audio_filepath for clip in batch} - done
-        if missing:
-            yield batch, missing
 
 
 def in_this_process(backend_factory: Callable[[], Recogniser], warmup: int) -> TranscribeAll:

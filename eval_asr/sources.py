@@ -154,16 +154,9 @@ def language_of(spec: str) -> str:
 
 
 def _folder_source(spec: str, folder: Path, split: str, language: str, clips: list[Clip]) -> Source:
-    places: dict[str, int] = {}
-    for place, clip in enumerate(clips, start=1):
-        if clip.audio_filepath in places:
-            raise SourceError(
-                f"{spec}: {clip.audio_filepath!r} is clip {places[clip.audio_filepath]} and again clip {place}; "
-                "each clip needs an audio file of its own: remove one"
-            )
-        places[clip.audio_filepath] = place
     if not clips:
         raise SourceError(f"{spec}: has no clips; write one JSON object a line")
+    clips = list(_named_apart(clips))
     folder = folder.resolve()
     owner = folder.parent if split == folder.name else folder
     return Source(spec, owner.name or "data", "", split, language, folder, False, lambda: clips)
@@ -242,6 +235,14 @@ def _librispeech_clips(root: Path) -> Iterator[Clip]:
             yield Clip(audio.relative_to(root).as_posix(), text, audio)
 
 
+def _named_apart(clips: Iterable[Clip]) -> Iterator[Clip]:
+    """The same clips; a file that comes again is called ``name#2``, ``name#3``, as results go by name."""
+    seen: dict[str, int] = {}
+    for clip in clips:
+        count = seen[clip.audio_filepath] = seen.get(clip.audio_filepath, 0) + 1
+        yield clip if count == 1 else replace(clip, audio_filepath=f"{clip.audio_filepath}#{count}")
+
+
 def _hub_source(spec: str, *, streaming: bool, language: str) -> Source:
     try:
         from datasets import Audio, load_dataset
@@ -259,12 +260,8 @@ def _hub_source(spec: str, *, streaming: bool, language: str) -> Source:
     dataset = dataset.cast_column("audio", Audio(decode=False))
 
     def clips() -> Iterator[Clip]:
-        seen: dict[str, int] = {}
         rows = dataset if streaming else dataset.remove_columns("audio")
-        for index, row in enumerate(rows):
-            clip = _hub_clip(row, index, text_column, dataset)
-            count = seen[clip.audio_filepath] = seen.get(clip.audio_filepath, 0) + 1
-            yield clip if count == 1 else replace(clip, audio_filepath=f"{clip.audio_filepath}#{count}")
+        return _named_apart(_hub_clip(row, index, text_column, dataset) for index, row in enumerate(rows))
 
     name = Path(path).resolve().name if Path(path).is_dir() else path
     return Source(spec, name, config, split, language, None, streaming, clips if streaming else lambda: list(clips()))

@@ -23,6 +23,7 @@ class PocketSphinxRecogniser:
 
     def _one(self, clip: np.ndarray) -> str:
         samples = (np.clip(clip, -1.0, 1.0) * 32767).astype(np.int16)
+        self.decoder.reinit_feat()  # forget the levels and noise of the clips before: the order must not matter
         self.decoder.start_utt()
         try:
             self.decoder.process_raw(samples.tobytes(), no_search=False, full_utt=True)
