@@ -15,7 +15,6 @@ from eval_asr.errors import EvalError
 from eval_asr.normalise import SCORINGS
 from eval_asr.results import SetName, locked
 from eval_asr.run import RunOptions, check_distinct, run_set
-from eval_asr.settings import prepare_settings
 from eval_asr.sources import open_source
 from eval_asr.suites import SUITES, suite
 from phi4mm.cli import report as report_error
@@ -106,6 +105,8 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from eval_asr.settings import prepare_settings
+
     specs = [*options.data, *(spec for name in options.suite for spec in suite(name))]
     run_options = RunOptions(options.batch_size, options.limit, options.seed, options.warmup, not options.quiet)
     with locked(options.out), _cluster(options) as cluster:

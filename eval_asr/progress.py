@@ -21,9 +21,12 @@ class RunningScore:
 
     def add(self, row: Row) -> None:
         self.num_failed += row.error is not None
-        reference = self.normalise(row.text)
+        try:
+            reference, hypothesis = self.normalise(row.text), self.normalise(row.pred_text)
+        except (ValueError, ArithmeticError):  # a number beyond Python's: not shown, and told when the row is scored
+            return
         if not left_out(reference):
-            self.errors += classic_errors([(reference, self.normalise(row.pred_text))])[0]
+            self.errors += classic_errors([(reference, hypothesis)])[0]
 
     def summary(self) -> str:
         failed = f", {self.num_failed} failed" if self.num_failed else ""

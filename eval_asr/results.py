@@ -61,6 +61,7 @@ class Row:
         values = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError("is not a JSON object")
+        values["pred_text"] = values.get("pred_text") or ""
         for key in ("audio_filepath", "text", "pred_text"):
             if not isinstance(values.get(key), str):
                 raise ValueError(f"has no string {key!r}")

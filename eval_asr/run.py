@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,11 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from eval_asr.backends import Recogniser
-from eval_asr.errors import ResultsError, SourceError
+from eval_asr.errors import EvalError, ResultsError, SourceError
 from eval_asr.progress import RunningScore
 from eval_asr.results import Row, RowWriter
 from eval_asr.sources import Clip, Source
-from phi4mm.errors import Phi4MMError
 
 # A streamed corpus is sorted within windows of this many batches, which are held in memory.
 WINDOW_BATCHES = 32
@@ -51,7 +51,7 @@ class RunOptions:
         for name, least in (("batch_size", 1), ("limit", 1), ("warmup", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ResultsError(f"{name} is {value}; expected {least} or more")
+                raise EvalError(f"{name} is {value}; expected {least} or more")
 
 
 @dataclass(frozen=True)
@@ -164,67 +164,93 @@ def in_batches(clips: Iterable[Clip], batch_size: int, *, windowed: bool = False
 
 
 def in_this_process(backend_factory: Callable[[], Recogniser], warmup: int) -> TranscribeAll:
-    """Recognise batches one after another, here."""
+    """Recognise batches one after another, here, while a thread reads the next one."""
 
     def transcribe_all(batches: Iterable[list[Clip]]) -> Iterator[list[Row]]:
-        recogniser: Recogniser | None = None
-        for batch in batches:
-            if recogniser is None:
-                recogniser = backend_factory()
-                warm_up(recogniser, batch, warmup)
-            yield transcribe_clips(recogniser, batch)
+        batches = iter(batches)
+        first = next(batches, None)
+        if first is None:
+            return
+        recogniser = backend_factory()
+        warm_up(recogniser, first, warmup)
+
+        def load_next() -> list[LoadedClip] | None:
+            batch = next(batches, None)
+            return None if batch is None else load_clips(batch, recogniser.sampling_rate)
+
+        loaded: list[LoadedClip] | None = load_clips(first, recogniser.sampling_rate)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            while loaded is not None:
+                upcoming = reader.submit(load_next)
+                yield recognise(recogniser, loaded)
+                loaded = upcoming.result()
 
     return transcribe_all
 
 
 def warm_up(recogniser: Recogniser, batch: list[Clip], times: int) -> None:
     """Recognise a batch without keeping anything, so that compilation and caches are not on the clock."""
+    loaded = load_clips(batch, recogniser.sampling_rate) if times else []
     for _ in range(times):
-        transcribe_clips(recogniser, batch)
+        recognise(recogniser, loaded)
 
 
 def transcribe_clips(recogniser: Recogniser, clips: list[Clip]) -> list[Row]:
     """Rows of one batch, in order. A clip that cannot be read or recognised becomes a row with an error."""
-    loaded: dict[int, tuple[np.ndarray, float]] = {}
-    rows: dict[int, Row] = {}
-    for index, clip in enumerate(clips):
+    return recognise(recogniser, load_clips(clips, recogniser.sampling_rate))
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A clip with its samples [n] and its duration in seconds, or with why they cannot be had."""
+
+    clip: Clip
+    samples: np.ndarray
+    duration: float = 0.0
+    error: Exception | None = None
+
+
+def load_clips(clips: list[Clip], sampling_rate: int) -> list[LoadedClip]:
+    """Decode and resample a batch."""
+    loaded = []
+    for clip in clips:
         try:
-            loaded[index] = clip.load(recogniser.sampling_rate)
-        except (Phi4MMError, OSError) as error:
-            rows[index] = _row(clip, error=error)
+            loaded.append(LoadedClip(clip, *clip.load(sampling_rate)))
+        except Exception as error:  # whatever a damaged file makes a library raise
+            loaded.append(LoadedClip(clip, np.zeros(0, np.float32), error=error))
+    return loaded
+
+
+def recognise(recogniser: Recogniser, loaded: list[LoadedClip]) -> list[Row]:
+    """Rows of a loaded batch, in order, on the clock."""
+    rows = iter(_recognise(recogniser, [item for item in loaded if item.error is None]))
+    return [next(rows) if item.error is None else _row(item, error=item.error) for item in loaded]
+
+
+def _recognise(recogniser: Recogniser, loaded: list[LoadedClip]) -> list[Row]:
+    if not loaded:
+        return []
+    started = time.perf_counter()
     try:
-        texts, seconds = _timed(recogniser, [samples for samples, _ in loaded.values()])
+        texts = recogniser.transcribe([item.samples for item in loaded])
+        seconds = (time.perf_counter() - started) / len(loaded)
+        return [_row(item, text, seconds) for item, text in zip(loaded, texts, strict=True)]
     except Exception as error:
         if len(loaded) == 1:
-            (index, (_, duration)), *_ = loaded.items()
-            rows[index] = _row(clips[index], duration=duration, error=error)
-        else:  # one clip must not take its batch with it
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            tqdm.write(f"a batch of {len(clips)} failed ({reason}); its clips go one by one", file=sys.stderr)
-            for index in loaded:
-                rows[index] = transcribe_clips(recogniser, [clips[index]])[0]
-    else:
-        for (index, (_, duration)), text in zip(loaded.items(), texts, strict=True):
-            rows[index] = _row(clips[index], duration=duration, seconds=seconds / len(texts), text=text)
-    return [rows[index] for index in range(len(clips))]
+            return [_row(loaded[0], error=error)]
+        # One clip must not take its batch with it.
+        tqdm.write(f"a batch of {len(loaded)} failed ({_reason(error)}); its clips go one by one", file=sys.stderr)
+        return [row for item in loaded for row in _recognise(recogniser, [item])]
 
 
-def _timed(recogniser: Recogniser, samples: list[np.ndarray]) -> tuple[list[str], float]:
-    if not samples:
-        return [], 0.0
-    started = time.perf_counter()
-    texts = recogniser.transcribe(samples)
-    seconds = time.perf_counter() - started
-    if len(texts) != len(samples):
-        raise ValueError(f"{recogniser.name} gave {len(texts)} texts for {len(samples)} clips")
-    return texts, seconds
+def _row(item: LoadedClip, text: str = "", seconds: float = 0.0, *, error: Exception | None = None) -> Row:
+    clip = item.clip
+    reason = None if error is None else _reason(error)
+    return Row(clip.audio_filepath, item.duration, seconds, clip.text, text, reason, clip.parent_id, clip.chunk_index)
 
 
-def _row(
-    clip: Clip, *, duration: float = 0.0, seconds: float = 0.0, text: str = "", error: Exception | None = None
-) -> Row:
-    reason = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
-    return Row(clip.audio_filepath, duration, seconds, clip.text, text, reason, clip.parent_id, clip.chunk_index)
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _check_same_corpus(writer: RowWriter, clips: set[str]) -> None:

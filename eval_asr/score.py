@@ -197,7 +197,10 @@ def counts(rows: Sequence[ScoredRow]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def composites(scores: Iterable[SetScore]) -> dict[str, Composite]:
-    """Each model's mean of the rounded rates of its sets, and its audio over its time, all sets together."""
+    """Each model's mean of the rounded rates of its sets, and its audio over its time, all sets together.
+
+    The eight parts of CORAAL count as one set with their mean, as in the leaderboard's long-form table.
+    """
     by_model: dict[str, list[SetScore]] = {}
     for score in scores:
         by_model.setdefault(score.name.model, []).append(score)
@@ -205,7 +208,12 @@ def composites(scores: Iterable[SetScore]) -> dict[str, Composite]:
     for model, sets in by_model.items():
         timed = all(score.rtfx is not None for score in sets)
         rtfx = sum(score.duration for score in sets) / sum(score.time for score in sets) if timed else None
-        result[model] = Composite(sum(score.wer for score in sets) / len(sets), rtfx)
+        groups: dict[str, list[float]] = {}
+        for score in sets:
+            is_part = score.name.path.endswith("coraal")
+            groups.setdefault(score.name.path if is_part else score.name.file_name, []).append(score.wer)
+        rates = [sum(group) / len(group) for group in groups.values()]
+        result[model] = Composite(sum(rates) / len(rates), rtfx)
     return result
 
 

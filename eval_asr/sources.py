@@ -186,6 +186,8 @@ def _manifest_clip(values: Any, folder: Path) -> Clip:
     for key in ("audio_filepath", "text"):
         if not isinstance(values.get(key), str):
             raise ValueError(f"has no string {key!r}")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in values["audio_filepath"] + values["text"]):
+        raise ValueError("has half a surrogate pair (\\ud8..), which is no character")
     if not values["audio_filepath"]:
         raise ValueError("has an empty 'audio_filepath'")
     seconds, parent_id, chunk_index = (values.get(key) for key in ("duration", "parent_id", "chunk_index"))

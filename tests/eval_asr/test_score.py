@@ -17,6 +17,7 @@ from eval_asr.__main__ import main
 from eval_asr.compare import compare, compare_scores
 from eval_asr.errors import ResultsError, ScoringError
 from eval_asr.normalise import classic_errors, english_normaliser, rules_for
+from eval_asr.progress import RunningScore
 from eval_asr.results import Row, SetName, manifest_name, parse_manifest_name
 from eval_asr.score import Errors, SetScore, composites, join_chunks, score_folder, score_rows
 from eval_asr.statistics import bootstrap_interval, paired_bootstrap
@@ -130,6 +131,21 @@ def test_sets_are_rounded_then_averaged_and_speeds_pooled(tmp_path: Path) -> Non
     assert composites(scores)["org-m"].rtfx == 12.0 / 3.0
     write(tmp_path, manifest_name("org/m", "hub/d", "two", "other"), rows_of(third, time=0.0))
     assert composites(score_folder(tmp_path))["org-m"].rtfx is None
+
+
+def test_parts_of_coraal_count_as_one_set(tmp_path: Path) -> None:
+    for name, said in {"ATL": "a b", "DCA": "a x", "LES": "x y"}.items():
+        write(tmp_path, manifest_name("m", "bezzam/coraal", name, "test"), rows_of([("a b", said)]))
+    write(tmp_path, manifest_name("m", "hub/long", "earnings21", "test"), rows_of([("a b c d", "a b c x")]))
+    assert composites(score_folder(tmp_path))["m"].wer == (50.0 + 25.0) / 2
+
+
+def test_a_number_beyond_python_stops_a_score_but_not_a_run(tmp_path: Path) -> None:
+    huge = "9" * 5000
+    with pytest.raises(ScoringError, match="clip0: the normaliser fails on '9999"):
+        classic([("a", huge)])
+    running = RunningScore("en", rows_of([("a b", huge), ("a b", "a x")]))
+    assert running.summary() == "WER 50.00 %"
 
 
 def test_names() -> None:

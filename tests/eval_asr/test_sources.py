@@ -47,6 +47,7 @@ def test_manifest(tmp_path: Path) -> None:
         ('{"text": "a"}', "has no string 'audio_filepath'"),
         ('{"audio_filepath": "a.wav"}', "has no string 'text'"),
         ('{"audio_filepath": "", "text": "a"}', "empty 'audio_filepath'"),
+        ('{"audio_filepath": "a.wav", "text": "\\ud83c"}', "half a surrogate pair"),
         ('{"audio_filepath": "a.wav", "text": "a", "duration": "long"}', "'duration' 'long'"),
         ('{"audio_filepath": "a.wav", "text": "a", "parent_id": "p"}', "'parent_id'"),
     ],
