@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from eval_asr.backends import Recogniser
+from eval_asr.clips import Clip, Source
 from eval_asr.errors import EvalError, ResultsError, SourceError
 from eval_asr.progress import RunningScore
 from eval_asr.results import Row, RowWriter
-from eval_asr.sources import Clip, Source
 
 # A streamed corpus is sorted within windows of this many batches, which are held in memory.
 WINDOW_BATCHES = 32

@@ -14,10 +14,10 @@ import torch
 
 import phi4mm
 from eval_asr.backends import BackendOptions
+from eval_asr.clips import Source
 from eval_asr.errors import ResultsError
 from eval_asr.results import RunSettings, Session, SetName, read_settings, write_settings
 from eval_asr.run import RunOptions
-from eval_asr.sources import Source
 
 _PACKAGES = (
     "torch", "transformers", "numpy", "soxr", "soundfile", "datasets", "faster-whisper", "ctranslate2",

@@ -1,10 +1,8 @@
 """The leaderboard's sets by name, as sources.
 
 Names as in github.com/huggingface/open_asr_leaderboard: the English sets of its classic table (``open-asr``), of its
-table of 2026 with corrected references (``open-asr-2026``; its Earnings22 is chunked, with one reference a recording,
-and is not a plain data set: run it from a manifest with ``parent_id`` and ``chunk_index``), the multilingual table
-(without Hindi, which is scored over a lattice of spellings, and Armenian, which has a normaliser of its own), and
-long form.
+table of 2026 with corrected references (``open-asr-2026``), the multilingual table (without
+Hindi, which is scored over a lattice of spellings, and Armenian, which is elsewhere), and long form.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     ),
     "open-asr-2026": (
         f"{_CURRENT}:ami_cleaned:test",
+        "ArtificialAnalysis/Earnings22-Cleaned-AA-chunked::test",
         f"{_CURRENT}:gigaspeech_cleaned:test",
         f"{_CURRENT}:librispeech:test.clean",
         f"{_CURRENT}:librispeech:test.other",

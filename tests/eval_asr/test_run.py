@@ -16,11 +16,12 @@ import pytest
 
 from eval_asr.__main__ import main
 from eval_asr.backends import BackendOptions
+from eval_asr.clips import Clip
 from eval_asr.errors import ResultsError
 from eval_asr.results import Row, RowWriter, locked, read_rows, read_settings
 from eval_asr.run import RunOptions, RunSummary, in_batches, run_set, select
 from eval_asr.settings import prepare_settings
-from eval_asr.sources import Clip, open_source
+from eval_asr.sources import open_source
 from phi4mm.api import Phi4MM
 from phi4mm.checkpoint import save_checkpoint
 from phi4mm.model.phi4mm import Phi4MMModel

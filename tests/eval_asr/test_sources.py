@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow
 import pytest
 import soundfile
 from pyarrow import parquet
 
+from eval_asr.clips import Clip, Source
 from eval_asr.errors import SourceError
+from eval_asr.hub import CHUNKED
 from eval_asr.results import read_rows
 from eval_asr.run import RunOptions, check_distinct, run_set
-from eval_asr.sources import Clip, Source, language_of, open_source
+from eval_asr.sources import language_of, open_source
 from eval_asr.suites import SUITES, suite
 from phi4mm.errors import AudioError
 from tests.eval_asr.fakes import RATE, ToneRecogniser, tone, write_corpus
@@ -149,8 +152,38 @@ def test_hub_faults(hub_folder: Path) -> None:
     with pytest.raises(SourceError, match="cannot be loaded"):
         open_source(f"{hub_folder}::train")
     datasets.Dataset.from_dict({"sound": ["a"], "text": ["b"]}).to_parquet(hub_folder / "test-00000-of-00001.parquet")
-    with pytest.raises(SourceError, match="has the columns sound, text; expected audio and text"):
+    with pytest.raises(SourceError, match="has the columns sound, text; expected one named audio"):
         open_source(f"{hub_folder}::test")
+
+
+def test_chunked_hub_set(hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of the hub lead to folders here; the rest is as it is there."""
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    texts = {"id": ["b", "a"], "text": ["all of b", "all of a"]}
+    parquet.write_table(pyarrow.table(texts), recordings / "test-00000-of-00001.parquet")
+    table = {"file_name": ["a0.wav", "b0.wav"], "parent_id": ["a", "b"], "chunk_index": [0, 0]}
+    parquet.write_table(pyarrow.table(table), hub_folder / "test-00000-of-00001.parquet")
+    (hub_folder / "audio").mkdir()
+    for name, word in (("a0.wav", 1), ("b0.wav", 2)):
+        soundfile.write(hub_folder / "audio" / name, tone(word, 0.1), RATE)
+    chunked, whole = next(iter(CHUNKED.items()))
+    load = datasets.load_dataset
+    places = {chunked: str(hub_folder / "*.parquet"), whole: str(recordings / "*.parquet")}
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda path, config, *, split, streaming: load("parquet", data_files={split: places[path]}, split=split),
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda **options: str(hub_folder))
+    source = open_source(f"{chunked}::test")
+    run_set(ToneRecogniser, source, tmp_path / "rows.jsonl", RunOptions(progress=False, batch_size=1))
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [(row.parent_id, row.chunk_index, row.text) for row in rows] == [("a", 0, "all of a"), ("b", 0, "all of b")]
+    assert [row.pred_text.split(" ")[0] for row in rows] == ["one", "two"]
+    parquet.write_table(pyarrow.table({**table, "parent_id": ["a", "c"]}), hub_folder / "test-00000-of-00001.parquet")
+    with pytest.raises(SourceError, match=r"b0\.wav is of recording 'c'"):
+        clips_of(source)
 
 
 def test_other_faults(tmp_path: Path) -> None:
