@@ -184,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "run" and not (options.data or options.suite):
         parser.error("run: name a corpus with --data or --suite")
+    if options.command == "run" and options.ray is not None and options.streaming:
+        parser.error("run: with --ray leave out --streaming: each worker reads the downloaded set")
     if options.command == "report" and not (options.out or options.markdown or options.picture):
         parser.error("report: name a file to write with --out, --markdown or --picture")
     try:
