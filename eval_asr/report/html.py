@@ -183,14 +183,18 @@ def _audio_link(name: str, roots: Sequence[Path], beside: Path) -> str | None:
 
 def _tiles(scores: Sequence[SetScore]) -> list[dict[str, str]]:
     names = models(scores)
+    num_sets = len({score.name.dataset for score in scores})
     failed = sum(score.num_failed for score in scores)
     tiles = [{"value": row["wer"] + " %", "label": row["label"]} for row in mean_rows(scores)]
     if not tiles:
         tiles = [{"value": f"{score.wer:.2f} %", "label": f"WER, {score.name.model}"} for score in scores]
     return [
         *tiles,
-        {"value": str(len(scores)), "label": "set" if len(scores) == 1 else "sets"},
-        {"value": f"{sum(len(score.rows) for score in scores):,}", "label": "clips"},
+        {"value": str(num_sets), "label": "set" if num_sets == 1 else "sets"},
+        {
+            "value": f"{sum(len(score.rows) for score in scores):,}",
+            "label": "clips" if len(names) == 1 else "clips, all models together",
+        },
         {"value": f"{sum(score.duration for score in scores) / 3600:.2f} h", "label": "audio"},
         *([{"value": str(len(names)), "label": "models"}] if len(names) > 1 else []),
         *([{"value": str(failed), "label": "clips failed"}] if failed else []),

@@ -10,7 +10,7 @@ from eval_asr.report.published import leaderboard_set
 from eval_asr.score import SetScore
 
 
-def set_labels(scores: Sequence[SetScore]) -> list[str]:
+def set_labels(scores: Sequence[SetScore], joint: str = " · ") -> list[str]:
     """One label a score: the set's short name, longer where two sets would share it; with the model where several ran.
 
     >>> set_labels([])
@@ -25,7 +25,7 @@ def set_labels(scores: Sequence[SetScore]) -> list[str]:
     ]
     if len(models(scores)) == 1:
         return labels
-    return [f"{label} · {score.name.model}" for label, score in zip(labels, scores, strict=True)]
+    return [f"{label}{joint}{score.name.model}" for label, score in zip(labels, scores, strict=True)]
 
 
 def models(scores: Sequence[SetScore]) -> list[str]:

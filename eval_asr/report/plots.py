@@ -47,7 +47,8 @@ _STYLE: dict[Any, Any] = {
 
 def wer_by_set(scores: Sequence[SetScore]) -> Figure:
     """Bars with their 95 % intervals; a diamond marks the published Phi-4-multimodal where it is of the same set."""
-    figure, axes = _horizontal(len(scores))
+    scores = _by_set(scores)
+    figure, axes = _horizontal(scores, "word error rate, %, and 95 % interval")
     names = models(scores)
     colours = {name: _SERIES[index % len(_SERIES)] for index, name in enumerate(names)}
     for place, score in enumerate(scores):
@@ -61,14 +62,9 @@ def wer_by_set(scores: Sequence[SetScore]) -> Figure:
         rates, places = zip(*marks, strict=True)
         label = "Phi-4-multimodal, published"
         axes.plot(rates, places, "D", markersize=7, color="white", markeredgecolor=_EDGE, label=label)
-    for name in names if len(names) > 1 else ():
-        axes.barh(0, 0, color=colours[name], label=name)
-    if marks or len(names) > 1:
-        figure.legend(frameon=False, fontsize=10, loc="outside upper center", ncols=2)
+        figure.legend(frameon=False, fontsize=10, loc="outside upper right")
     axes.margins(x=0.18)
     axes.set_xlim(left=0)
-    axes.set_yticks(range(len(scores)), set_labels(scores))
-    axes.set_xlabel("word error rate, %, with 95 % interval")
     return figure
 
 
@@ -87,7 +83,8 @@ def wer_by_length(scores: Sequence[SetScore]) -> Figure:
     else:
         series = [(name, _pooled([score for score in scores if score.name.model == name])) for name in names]
     edges = sorted({(bucket.low, bucket.high) for _, buckets in series for bucket in buckets if bucket.num_clips})
-    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+    legend_lines = len(series[: len(_SERIES)]) if len(series) > 1 else 0
+    figure = Figure(figsize=(_WIDTH, 3.0 + 0.2 * legend_lines), layout="constrained")
     axes = figure.add_subplot()
     for index, (label, buckets) in enumerate(series[: len(_SERIES)]):
         points = [
@@ -115,7 +112,7 @@ def wer_by_length(scores: Sequence[SetScore]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=_INK, alpha=0.15)
     if len(series) > 1:
-        axes.legend(frameon=False, fontsize=10)
+        figure.legend(frameon=False, fontsize=10, loc="outside upper left", ncols=2 if len(names) == 1 else 1)
     return figure
 
 
@@ -134,7 +131,8 @@ def _seconds(low: float, high: float) -> str:
 
 def error_kinds(scores: Sequence[SetScore]) -> Figure:
     """Substitutions, deletions and insertions, each in percent of the words of the reference."""
-    figure, axes = _horizontal(len(scores))
+    scores = _by_set(scores)
+    figure, axes = _horizontal(scores, "% of the reference's words")
     for place, score in enumerate(scores):
         left = 0.0
         for kind, colour, hatch in _KINDS:
@@ -142,18 +140,26 @@ def error_kinds(scores: Sequence[SetScore]) -> Figure:
             label = kind if place == 0 else None
             axes.barh(place, share, left=left, height=0.62, color=colour, hatch=hatch, edgecolor="white", label=label)
             left += share
-    axes.set_yticks(range(len(scores)), set_labels(scores))
-    axes.set_xlabel("% of the reference's words")
-    figure.legend(frameon=False, fontsize=10, ncols=3, loc="outside upper center", handlelength=1.2, columnspacing=1.0)
+    figure.legend(frameon=False, fontsize=10, ncols=3, loc="outside upper right", handlelength=1.2, columnspacing=1.0)
     return figure
 
 
-def _horizontal(num_bars: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, 1.3 + 0.42 * num_bars), layout="constrained")
+def _by_set(scores: Sequence[SetScore]) -> list[SetScore]:
+    """The models' bars of a set side by side."""
+    datasets = list(dict.fromkeys(score.name.dataset for score in scores))
+    return sorted(scores, key=lambda score: datasets.index(score.name.dataset))
+
+
+def _horizontal(scores: Sequence[SetScore], measure: str) -> tuple[Figure, Axes]:
+    labels = set_labels(scores, joint="\n")
+    height = 0.42 if len(models(scores)) == 1 else 0.58
+    figure = Figure(figsize=(_WIDTH, 1.3 + height * len(scores)), layout="constrained")
     axes = figure.add_subplot()
+    axes.set_yticks(range(len(scores)), labels)
+    axes.set_xlabel(measure, loc="right")
     axes.grid(axis="x", color=_INK, alpha=0.15)
     axes.set_axisbelow(True)
-    axes.set_ylim(num_bars - 0.4, -0.6)
+    axes.set_ylim(len(scores) - 0.4, -0.6)
     return figure, axes
 
 
