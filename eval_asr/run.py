@@ -56,7 +56,16 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did: rows in the manifest, those that were there already, those with an error, and the clock."""
+    """What a run did.
+
+    Attributes:
+        num_rows: rows in the manifest.
+        num_kept: those that were there before.
+        num_failed: those with an error.
+        audio_seconds, transcription_seconds: of the rows without one.
+        wall_seconds: of this run, all told.
+        first_error: of the rows, with the clip's name.
+    """
 
     num_rows: int
     num_kept: int
@@ -64,11 +73,12 @@ class RunSummary:
     audio_seconds: float
     transcription_seconds: float
     wall_seconds: float
+    first_error: str | None
 
     def sentence(self) -> str:
         speed = f"{self.audio_seconds / self.transcription_seconds:.2f}" if self.transcription_seconds else "unknown"
         kept = f" ({self.num_kept} were there)" if self.num_kept else ""
-        failed = f", {self.num_failed} with an error" if self.num_failed else ""
+        failed = f", {self.num_failed} with an error (the first: {self.first_error})" if self.num_failed else ""
         return f"{self.num_rows} rows{kept}{failed}, RTFx {speed}, {self.wall_seconds:.1f} s"
 
 
@@ -128,6 +138,7 @@ def run_set(
         audio_seconds=sum(row.duration for row in rows if row.error is None),
         transcription_seconds=sum(row.time for row in rows if row.error is None),
         wall_seconds=time.perf_counter() - started,
+        first_error=next((f"{row.audio_filepath}: {row.error}" for row in rows if row.error is not None), None),
     )
 
 

@@ -44,9 +44,10 @@ def prepare_settings(manifest: Path, source: Source, backend: BackendOptions, op
         "seed": options.seed,
         "streaming": source.streamed,
     }
-    before = read_settings(manifest)
+    has_rows = manifest.exists() and manifest.stat().st_size > 0
+    before = read_settings(manifest) if has_rows else None  # a run that wrote nothing binds nobody
     if before is None:
-        if manifest.exists():
+        if has_rows:
             raise ResultsError(f"{manifest}: is there without its .run.json; name another --out, or remove it")
         before = RunSettings(
             name=SetName(backend.label, source.path, source.name, source.split),

@@ -57,6 +57,10 @@ class BackendOptions:
     language: str = "en"
     max_new_tokens: int = 512
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise BackendError(f"max_new_tokens is {self.max_new_tokens}; expected 1 or more")
+
     @property
     def label(self) -> str:
         """What results call the model: its name, or its folder's; other backends than ours say who they are."""

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 import resource
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from eval_asr.__main__ import main
 from eval_asr.backends import BackendOptions
@@ -42,7 +44,12 @@ def untimed(manifest: Path) -> list[str]:
 
 def child(target: Callable[..., Any], *arguments: Any) -> Any:
     """A process of its own, forked so that it need not import anything again."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+
+    def alone() -> None:
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forks: it would die locked with this one
+        target(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=alone)
     process.start()
     return process
 
@@ -156,6 +163,7 @@ def test_clips_that_cannot_be_read_or_recognised(corpus: Path, tmp_path: Path) -
             expected = "RuntimeError: cannot stand seven" if row.text.startswith("seven") else None
             assert row.error == expected
             assert (row.pred_text == "") == (expected is not None)
+    assert f"with an error (the first: {summary.first_error})" in summary.sentence()
     assert summary.num_failed == sum(row.error is not None for row in rows.values()) > 2
 
 
@@ -177,8 +185,10 @@ def test_other_options_or_corpus_are_refused(corpus: Path, tmp_path: Path) -> No
     manifest = tmp_path / "out" / NAME
     source, backend = open_source(str(corpus)), BackendOptions()
     (tmp_path / "out").mkdir()
-    prepare_settings(manifest, source, backend, OPTIONS)
-    prepare_settings(manifest, source, backend, OPTIONS)
+    prepare_settings(manifest, source, backend, replace(OPTIONS, batch_size=9))  # of a run that wrote no row
+    for _ in range(2):
+        prepare_settings(manifest, source, backend, OPTIONS)
+        run(corpus, tmp_path / "out")
     settings = read_settings(manifest)
     assert settings is not None
     assert len(settings.sessions) == 2
@@ -188,7 +198,6 @@ def test_other_options_or_corpus_are_refused(corpus: Path, tmp_path: Path) -> No
         prepare_settings(manifest, source, backend, replace(OPTIONS, batch_size=4))
     with pytest.raises(ResultsError, match="made with prompt None, not 'Write'"):
         prepare_settings(manifest, source, replace(backend, prompt="Write"), OPTIONS)
-    run(corpus, tmp_path / "out")
     with pytest.raises(ResultsError, match="another corpus"):
         run(write_corpus(tmp_path / "other" / "corpus", 4), tmp_path / "out")
 
