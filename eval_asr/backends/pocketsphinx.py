@@ -1,0 +1,43 @@
+"""CMU PocketSphinx with its own English model: a small recogniser of the old school."""
+
+from __future__ import annotations
+
+import numpy as np
+import pocketsphinx
+
+from eval_asr.backends import BackendOptions, Recogniser
+from eval_asr.errors import BackendError
+
+
+class PocketSphinxRecogniser:
+    """One clip at a time."""
+
+    sampling_rate = 16000
+
+    def __init__(self, options: BackendOptions) -> None:
+        self.name = options.label
+        self.decoder = pocketsphinx.Decoder(samprate=self.sampling_rate, loglevel="FATAL")
+
+    def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+        return [self._one(clip) for clip in clips]
+
+    def _one(self, clip: np.ndarray) -> str:
+        samples = (np.clip(clip, -1.0, 1.0) * 32767).astype(np.int16)
+        self.decoder.reinit_feat()  # forget the levels and noise of the clips before: the order must not matter
+        self.decoder.start_utt()
+        try:
+            self.decoder.process_raw(samples.tobytes(), no_search=False, full_utt=True)
+        finally:
+            self.decoder.end_utt()
+        hypothesis = self.decoder.hyp()
+        return "" if hypothesis is None else str(hypothesis.hypstr)
+
+
+def load(options: BackendOptions) -> Recogniser:
+    given = {"--model": options.model, "--prompt": options.prompt}
+    for flag, value in given.items():
+        if value is not None:
+            raise BackendError(f"backend 'pocketsphinx' takes no {flag}; leave it out")
+    if options.device not in ("auto", "cpu") or options.dtype != "auto" or options.language != "en":
+        raise BackendError("backend 'pocketsphinx' is for English on a CPU; leave out --device, --dtype, --language")
+    return PocketSphinxRecogniser(options)

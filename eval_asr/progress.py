@@ -1,0 +1,33 @@
+"""The word error rate while a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from eval_asr.normalise import classic_errors, left_out, progress_normaliser
+from eval_asr.results import Row
+from eval_asr.score import Errors
+
+
+class RunningScore:
+    """Errors of the rows so far, by Whisper's normaliser: a view of the run, not its score."""
+
+    def __init__(self, language: str, rows: Iterable[Row] = ()) -> None:
+        self.normalise = progress_normaliser(language)
+        self.errors = Errors()
+        self.num_failed = 0
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        self.num_failed += row.error is not None
+        try:
+            reference, hypothesis = self.normalise(row.text), self.normalise(row.pred_text)
+        except (ValueError, ArithmeticError):  # a number beyond Python's: not shown, and told when the row is scored
+            return
+        if not left_out(reference):
+            self.errors += classic_errors([(reference, hypothesis)])[0]
+
+    def summary(self) -> str:
+        failed = f", {self.num_failed} failed" if self.num_failed else ""
+        return f"WER {100 * self.errors.wer:.2f} %{failed}"

@@ -1,0 +1,208 @@
+"""The report as one self-contained HTML page: it refers to nothing but the clips' own audio files."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from eval_asr.report import plots
+from eval_asr.report.alignment import Piece, align, commonest_errors
+from eval_asr.report.boards import boards
+from eval_asr.report.labels import models, set_labels
+from eval_asr.report.tables import mean_rows, set_rows
+from eval_asr.results import RunSettings, SetName, manifests, read_settings, set_name
+from eval_asr.score import SetScore
+
+_HERE = Path(__file__).parent
+_KINDS = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}  # as report.js numbers them
+_COMMONEST = 30
+
+
+def write_html(scores: Sequence[SetScore], path: Path, *, folder: Path) -> None:
+    """Write the report; whole or not at all.
+
+    Args:
+        scores: of the sets to show, at least one.
+        path: of the page. The audio files are linked relative to it, where they lie on this machine.
+        folder: of the results, for the settings of the runs and the place of the audio.
+
+    Raises:
+        ResultsError: the settings beside the results are damaged.
+        OSError: the page cannot be written.
+    """
+    page = render_html(scores, path.absolute().parent, _runs(folder))
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _runs(folder: Path) -> dict[SetName, tuple[Path, RunSettings | None]]:
+    """Set -> where its results lie, and the settings of its run."""
+    runs: dict[SetName, tuple[Path, RunSettings | None]] = {}
+    for manifest in manifests(folder):
+        runs[set_name(manifest)] = (manifest, read_settings(manifest))
+    return runs
+
+
+def render_html(
+    scores: Sequence[SetScore], beside: Path, runs: Mapping[SetName, tuple[Path, RunSettings | None]]
+) -> str:
+    """The page as text.
+
+    Args:
+        scores: of the sets to show, at least one.
+        beside: the absolute folder that the page will lie in.
+        runs: set -> its manifest and settings, where known.
+    """
+    labels = set_labels(scores)
+    alignments = [
+        align([row.reference for row in score.rows], [row.hypothesis for row in score.rows]) for score in scores
+    ]
+    recognised = (
+        pieces
+        for score, of_set in zip(scores, alignments, strict=True)
+        for row, pieces in zip(score.rows, of_set, strict=True)
+        if row.row.error is None
+    )
+    common = commonest_errors(recognised, _COMMONEST)
+    data = {
+        "sets": labels,
+        "common": [{"piece": _encode(piece), "count": count} for piece, count in common],
+        "clips": [
+            clip
+            for index, (score, of_set) in enumerate(zip(scores, alignments, strict=True))
+            for clip in _clips(index, score, of_set, _audio_roots(runs.get(score.name)), beside)
+        ],
+    }
+    script = (_HERE / "report.js").read_text("utf-8")
+    script_hash = "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template("report.html.j2").render(
+        title="Speech recognition: word error rates",
+        made=f"Made on {datetime.now(UTC):%-d %B %Y, %H:%M} UTC",
+        rules=list(dict.fromkeys(score.rules for score in scores)),
+        tiles=_tiles(scores),
+        sets=set_rows(scores),
+        means=mean_rows(scores),
+        pictures=[
+            {"caption": caption, "svg": Markup(plots.to_svg(draw, scores, prefix))}
+            for caption, draw, prefix in (
+                ("Word error rate by set", plots.wer_by_set, "by-set"),
+                ("Kinds of errors", plots.error_kinds, "kinds"),
+                ("Word error rate by clip length", plots.wer_by_length, "by-length"),
+            )
+        ],
+        boards=boards(scores),
+        labels=labels,
+        settings=[
+            {"label": label, "text": json.dumps(_without_paths(settings), indent=2, ensure_ascii=False)}
+            for label, settings in (
+                (label, runs.get(score.name, (None, None))[1]) for label, score in zip(labels, scores, strict=True)
+            )
+            if settings is not None
+        ],
+        css=Markup((_HERE / "report.css").read_text("utf-8")),
+        script=Markup(script),
+        script_hash=script_hash,
+        data=Markup(_json_for_script(data)),
+    )
+
+
+def _json_for_script(data: object) -> str:
+    """JSON that cannot end the script element that it stands in, nor begin a comment or an entity."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _clips(
+    index: int, score: SetScore, alignments: Sequence[Sequence[Piece]], roots: Sequence[Path], beside: Path
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "set": index,
+            "name": scored.row.audio_filepath,
+            "audio": _audio_link(scored.row.audio_filepath, roots, beside),
+            "duration": round(scored.row.duration, 3),
+            "time": round(scored.row.time, 4),
+            "errors": [
+                scored.errors.hits,
+                scored.errors.substitutions,
+                scored.errors.deletions,
+                scored.errors.insertions,
+            ],
+            "error": scored.row.error,
+            "text": scored.row.text,
+            "pred": scored.row.pred_text,
+            "pieces": [_encode(piece) for piece in pieces],
+        }
+        for scored, pieces in zip(score.rows, alignments, strict=True)
+    ]
+
+
+def _encode(piece: Piece) -> list[int | str]:
+    if piece.kind == "substitute":
+        return [_KINDS[piece.kind], piece.reference, piece.hypothesis]
+    return [_KINDS[piece.kind], piece.hypothesis if piece.kind == "insert" else piece.reference]
+
+
+def _audio_roots(run: tuple[Path, RunSettings | None] | None) -> list[Path]:
+    """Where the rows' audio files may lie: the corpus's folder, then the results' own."""
+    if run is None:
+        return []
+    manifest, settings = run
+    corpus = [] if settings is None or settings.audio_root is None else [Path(settings.audio_root)]
+    return [*corpus, manifest.absolute().parent]
+
+
+def _audio_link(name: str, roots: Sequence[Path], beside: Path) -> str | None:
+    """The audio file's address relative to the page, or ``None`` where there is no such file on this machine."""
+    for root in roots:
+        file = root.absolute() / name
+        if file.is_file():
+            try:
+                return quote(Path(os.path.relpath(file, beside)).as_posix())
+            except ValueError:  # on another drive
+                return file.as_uri()
+    return None
+
+
+def _tiles(scores: Sequence[SetScore]) -> list[dict[str, str]]:
+    names = models(scores)
+    num_sets = len({score.name.dataset for score in scores})
+    failed = sum(score.num_failed for score in scores)
+    tiles = [{"value": row["wer"] + " %", "label": row["label"]} for row in mean_rows(scores)]
+    if not tiles:
+        tiles = [{"value": f"{score.wer:.2f} %", "label": f"WER, {score.name.model}"} for score in scores]
+    return [
+        *tiles,
+        {"value": str(num_sets), "label": "set" if num_sets == 1 else "sets"},
+        {
+            "value": f"{sum(len(score.rows) for score in scores):,}",
+            "label": "clips" if len(names) == 1 else "clips, all models together",
+        },
+        {"value": f"{sum(score.duration for score in scores) / 3600:.2f} h", "label": "audio"},
+        *([{"value": str(len(names)), "label": "models"}] if len(names) > 1 else []),
+        *([{"value": str(failed), "label": "clips failed"}] if failed else []),
+    ]
+
+
+def _without_paths(settings: RunSettings) -> dict[str, Any]:
+    """The settings as the page shows them: a page is passed on, so the folder on this machine stays out."""
+    values = asdict(settings)
+    values.pop("audio_root")
+    return values

@@ -1,0 +1,287 @@
+"""Run a recogniser over a corpus: batches sorted by length, each timed as the leaderboard times it, each row kept at
+once.
+
+The clock runs from decoded, resampled samples to text, and a batch's time is shared equally among its clips
+(open_asr_leaderboard, ``run_eval.py``); warm-up batches are not counted.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from eval_asr.backends import Recogniser
+from eval_asr.clips import Clip, Source
+from eval_asr.errors import EvalError, ResultsError, SourceError
+from eval_asr.progress import RunningScore
+from eval_asr.results import Row, RowWriter
+
+# A streamed corpus is sorted within windows of this many batches, which are held in memory.
+WINDOW_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a corpus is run.
+
+    Attributes:
+        batch_size: clips recognised together.
+        limit: run this many clips only; ``None`` for all.
+        seed: with ``limit``, draw the clips at random; ``None`` takes the first ones.
+        warmup: batches recognised before the clock counts.
+        progress: show a bar with the word error rate so far.
+    """
+
+    batch_size: int = 16
+    limit: int | None = None
+    seed: int | None = None
+    warmup: int = 2
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("limit", 1), ("warmup", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise EvalError(f"{name} is {value}; expected {least} or more")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did.
+
+    Attributes:
+        num_rows: rows in the manifest.
+        num_kept: those that were there before.
+        num_failed: those with an error.
+        audio_seconds, transcription_seconds: of the rows without one.
+        wall_seconds: of this run, all told.
+        first_error: of the rows, with the clip's name.
+    """
+
+    num_rows: int
+    num_kept: int
+    num_failed: int
+    audio_seconds: float
+    transcription_seconds: float
+    wall_seconds: float
+    first_error: str | None
+
+    def sentence(self) -> str:
+        speed = f"{self.audio_seconds / self.transcription_seconds:.2f}" if self.transcription_seconds else "unknown"
+        kept = f" ({self.num_kept} were there)" if self.num_kept else ""
+        failed = f", {self.num_failed} with an error (the first: {self.first_error})" if self.num_failed else ""
+        return f"{self.num_rows} rows{kept}{failed}, RTFx {speed}, {self.wall_seconds:.1f} s"
+
+
+# Recognises batches, in their order: the rows of each.
+TranscribeAll = Callable[[Iterable[list[Clip]]], Iterator[list[Row]]]
+
+
+def run_set(
+    backend_factory: Callable[[], Recogniser],
+    source: Source,
+    manifest: Path,
+    options: RunOptions,
+    transcribe_all: TranscribeAll | None = None,
+) -> RunSummary:
+    """Run a corpus, or what is left of it, into a manifest. The folder is to be ``locked`` by the caller.
+
+    A batch that was written in part is recognised whole again and its missing rows are added, so that every clip is
+    recognised in the same company, and the file is that of a run left alone.
+
+    Args:
+        backend_factory: loads the recogniser; it is not called where nothing is left to do.
+        transcribe_all: recognises the batches elsewhere, as ``eval_asr.scale`` does; by default in this process.
+
+    Raises:
+        ResultsError: the manifest cannot be written, or holds rows of another corpus.
+        Phi4MMError: the corpus or the recogniser cannot be loaded.
+    """
+    started = time.perf_counter()
+    clips = select(source.open_clips(), options.limit, options.seed)
+    batches = in_batches(clips, options.batch_size, windowed=source.streamed)
+    with RowWriter(manifest) as writer:
+        done = {row.audio_filepath for row in writer.rows}
+        total = options.limit
+        if isinstance(clips, list):
+            total = len(clips)
+            _check_same_corpus(writer, {clip.audio_filepath for clip in clips})
+        score = RunningScore(source.language, writer.rows)
+        rows = list(writer.rows)
+        written = set(done)
+        pending = (batch for batch in batches if any(clip.audio_filepath not in done for clip in batch))
+        transcribe_all = transcribe_all or in_this_process(backend_factory, options.warmup)
+        with tqdm(total=total, initial=len(rows), unit="clip", disable=not options.progress) as bar:
+            bar.set_description(f"{source.path} {source.name} {source.split}".replace("  ", " "))
+            for batch_rows in transcribe_all(pending):
+                for row in batch_rows:
+                    if row.audio_filepath not in written:
+                        writer.append(row)
+                        written.add(row.audio_filepath)
+                        rows.append(row)
+                        score.add(row)
+                        bar.update()
+                bar.set_postfix_str(score.summary())
+    return RunSummary(
+        num_rows=len(rows),
+        num_kept=len(done),
+        num_failed=sum(row.error is not None for row in rows),
+        audio_seconds=sum(row.duration for row in rows if row.error is None),
+        transcription_seconds=sum(row.time for row in rows if row.error is None),
+        wall_seconds=time.perf_counter() - started,
+        first_error=next((f"{row.audio_filepath}: {row.error}" for row in rows if row.error is not None), None),
+    )
+
+
+def select(clips: Iterable[Clip], limit: int | None, seed: int | None) -> Iterable[Clip]:
+    """The clips to run, in the corpus's order: all, the first ``limit``, or with a seed ``limit`` at random.
+
+    The draw is a reservoir (Vitter 1985, algorithm R), so that a streamed corpus passes by once.
+    """
+    if limit is None:
+        return clips
+    if seed is None:
+        return list(islice(clips, limit))
+    generator = random.Random(seed)
+    reservoir: list[tuple[int, Clip]] = []
+    for place, clip in enumerate(clips):
+        if place < limit:
+            reservoir.append((place, clip))
+        elif (slot := generator.randrange(place + 1)) < limit:
+            reservoir[slot] = (place, clip)
+    return [clip for _, clip in sorted(reservoir, key=lambda drawn: drawn[0])]
+
+
+def in_batches(clips: Iterable[Clip], batch_size: int, *, windowed: bool = False) -> Iterator[list[Clip]]:
+    """Batches of clips of like length, the longest first, so that memory runs out at once or never.
+
+    The order depends on the corpus alone. ``windowed`` sorts within windows instead of over the whole corpus.
+    """
+    clips = iter(clips)
+    window = batch_size * WINDOW_BATCHES if windowed else None
+    while part := list(islice(clips, window)):
+        part.sort(key=lambda clip: -clip.claimed_seconds())
+        for start in range(0, len(part), batch_size):
+            yield part[start : start + batch_size]
+
+
+def in_this_process(backend_factory: Callable[[], Recogniser], warmup: int) -> TranscribeAll:
+    """Recognise batches one after another, here, while a thread reads the next one."""
+
+    def transcribe_all(batches: Iterable[list[Clip]]) -> Iterator[list[Row]]:
+        batches = iter(batches)
+        first = next(batches, None)
+        if first is None:
+            return
+        recogniser = backend_factory()
+        warm_up(recogniser, first, warmup)
+
+        def load_next() -> list[LoadedClip] | None:
+            batch = next(batches, None)
+            return None if batch is None else load_clips(batch, recogniser.sampling_rate)
+
+        loaded: list[LoadedClip] | None = load_clips(first, recogniser.sampling_rate)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            while loaded is not None:
+                upcoming = reader.submit(load_next)
+                yield recognise(recogniser, loaded)
+                loaded = upcoming.result()
+
+    return transcribe_all
+
+
+def warm_up(recogniser: Recogniser, batch: list[Clip], times: int) -> None:
+    """Recognise a batch without keeping anything, so that compilation and caches are not on the clock."""
+    loaded = load_clips(batch, recogniser.sampling_rate) if times else []
+    for _ in range(times):
+        recognise(recogniser, loaded)
+
+
+def transcribe_clips(recogniser: Recogniser, clips: list[Clip]) -> list[Row]:
+    """Rows of one batch, in order. A clip that cannot be read or recognised becomes a row with an error."""
+    return recognise(recogniser, load_clips(clips, recogniser.sampling_rate))
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A clip with its samples [n] and its duration in seconds, or with why they cannot be had."""
+
+    clip: Clip
+    samples: np.ndarray
+    duration: float = 0.0
+    error: Exception | None = None
+
+
+def load_clips(clips: list[Clip], sampling_rate: int) -> list[LoadedClip]:
+    """Decode and resample a batch."""
+    loaded = []
+    for clip in clips:
+        try:
+            loaded.append(LoadedClip(clip, *clip.load(sampling_rate)))
+        except Exception as error:  # whatever a damaged file makes a library raise
+            loaded.append(LoadedClip(clip, np.zeros(0, np.float32), error=error))
+    return loaded
+
+
+def recognise(recogniser: Recogniser, loaded: list[LoadedClip]) -> list[Row]:
+    """Rows of a loaded batch, in order, on the clock."""
+    rows = iter(_recognise(recogniser, [item for item in loaded if item.error is None]))
+    return [next(rows) if item.error is None else _row(item, error=item.error) for item in loaded]
+
+
+def _recognise(recogniser: Recogniser, loaded: list[LoadedClip]) -> list[Row]:
+    if not loaded:
+        return []
+    started = time.perf_counter()
+    try:
+        texts = recogniser.transcribe([item.samples for item in loaded])
+        seconds = (time.perf_counter() - started) / len(loaded)
+        return [_row(item, text, seconds) for item, text in zip(loaded, texts, strict=True)]
+    except Exception as error:
+        if len(loaded) == 1:
+            return [_row(loaded[0], error=error)]
+        # One clip must not take its batch with it.
+        tqdm.write(f"a batch of {len(loaded)} failed ({_reason(error)}); its clips go one by one", file=sys.stderr)
+        return [row for item in loaded for row in _recognise(recogniser, [item])]
+
+
+def _row(item: LoadedClip, text: str = "", seconds: float = 0.0, *, error: Exception | None = None) -> Row:
+    clip = item.clip
+    reason = None if error is None else _reason(error)
+    return Row(clip.audio_filepath, item.duration, seconds, clip.text, text, reason, clip.parent_id, clip.chunk_index)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _check_same_corpus(writer: RowWriter, clips: set[str]) -> None:
+    foreign = [row.audio_filepath for row in writer.rows if row.audio_filepath not in clips]
+    if foreign:
+        raise ResultsError(
+            f"{writer.manifest}: has rows of clips of another corpus ({foreign[0]!r} and {len(foreign) - 1} more); "
+            "name another --out, or the corpus and options of before"
+        )
+
+
+def check_distinct(sources: list[Source]) -> None:
+    """Two corpora whose results would go into one file are refused.
+
+    Raises:
+        SourceError: there are such.
+    """
+    seen: dict[tuple[str, str, str], str] = {}
+    for source in sources:
+        key = (source.path, source.name, source.split)
+        if key in seen:
+            raise SourceError(f"{source.spec} and {seen[key]} have one name, {' '.join(key)}; run them with two --out")
+        seen[key] = source.spec

@@ -1,0 +1,278 @@
+"""Scores of results: word errors by the leaderboard's rules, and what stands behind them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval_asr.errors import ScoringError
+from eval_asr.results import Row, SetName, manifests, read_rows, read_settings, set_name
+from eval_asr.sources import language_of
+from eval_asr.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    from eval_asr.normalise import Rules
+
+LENGTH_EDGES = (0.0, 5.0, 10.0, 20.0, 30.0, float("inf"))  # seconds
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Counts of an alignment of words; they add up."""
+
+    hits: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def reference_words(self) -> int:
+        return self.hits + self.substitutions + self.deletions
+
+    @property
+    def wer(self) -> float:
+        """Errors per word of the reference, as a fraction; infinite for insertions into an empty reference."""
+        if self.reference_words == 0:
+            return float("inf") if self.total else 0.0
+        return self.total / self.reference_words
+
+    def __add__(self, other: Errors) -> Errors:
+        return Errors(
+            self.hits + other.hits,
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+        )
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """A row with its normalised reference and hypothesis, and the errors between them."""
+
+    row: Row
+    reference: str
+    hypothesis: str
+    errors: Errors
+
+
+@dataclass(frozen=True)
+class LengthBucket:
+    """The clips of at least ``low`` and under ``high`` seconds (``high`` may be infinite)."""
+
+    low: float
+    high: float
+    num_clips: int
+    errors: Errors
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """What one model made of one set.
+
+    Attributes:
+        name: model and set.
+        rules: the rules used, in words.
+        rows: the rows that count, in the file's order; chunks are joined.
+        errors: their sum.
+        wer: percent, rounded to 2 decimals.
+        cer: character error rate in percent, rounded to 2 decimals.
+        interval: 95 % bootstrap interval of the word error rate, in percent.
+        rtfx: seconds of audio per second of transcription; ``None`` where a time is missing.
+        num_failed: rows without a transcription; they count as said nothing.
+        num_left_out: rows that do not count, by the leaderboard's rule.
+        duration: seconds of audio that were transcribed.
+        time: seconds that it took.
+        by_length: errors by clip length.
+    """
+
+    name: SetName
+    rules: str
+    rows: tuple[ScoredRow, ...]
+    errors: Errors
+    wer: float
+    cer: float
+    interval: tuple[float, float]
+    rtfx: float | None
+    num_failed: int
+    num_left_out: int
+    duration: float
+    time: float
+    by_length: tuple[LengthBucket, ...]
+
+
+@dataclass(frozen=True)
+class Composite:
+    """One model over several sets: the mean of the rounded rates, and the pooled speed."""
+
+    wer: float
+    rtfx: float | None
+
+
+def score_folder(
+    folder: Path, *, rules: str = "classic", leaderboard: Path | None = None, language: str | None = None
+) -> list[SetScore]:
+    """Score every manifest of a folder (or the one that is named).
+
+    Args:
+        rules: "classic" or "2026".
+        leaderboard: a clone of the leaderboard's repository, for "2026".
+        language: of the references; by default what the run's settings or the set's name say.
+
+    Raises:
+        ResultsError: there are no results, or a line is wrong.
+        ScoringError: the rules cannot be had, or a set has no rows that count.
+    """
+    return [score_manifest(path, rules=rules, leaderboard=leaderboard, language=language) for path in manifests(folder)]
+
+
+def score_manifest(
+    path: Path, *, rules: str = "classic", leaderboard: Path | None = None, language: str | None = None
+) -> SetScore:
+    """Score one manifest; see ``score_folder``."""
+    from eval_asr.normalise import rules_for
+
+    name = set_name(path)
+    chosen = rules_for(rules, language or _language(path, name), leaderboard)
+    return score_rows(read_rows(path), name, chosen)
+
+
+def score_rows(rows: Sequence[Row], name: SetName, rules: Rules) -> SetScore:
+    """Score the rows of one set. A row with an error counts as a clip of which nothing was said.
+
+    The rate is that of all words together: the sum of errors over the sum of words in the references. The speed is
+    that of the rows that count and have no error: their audio over their time.
+
+    Raises:
+        ScoringError: no row counts, or the normaliser fails on a text.
+    """
+    from eval_asr.normalise import left_out
+
+    joined = join_chunks(rows)
+    normalised = [(row, _normalised(rules, row, row.text)) for row in joined]
+    kept = [(row, reference) for row, reference in normalised if not left_out(reference)]
+    if not kept:
+        raise ScoringError(f"{name.file_name}: none of its {len(joined)} rows counts; nothing can be scored")
+    pairs = rules.pair([(reference, _normalised(rules, row, row.pred_text)) for row, reference in kept])
+    scored = tuple(
+        ScoredRow(row, reference, hypothesis, errors)
+        for (row, _), (reference, hypothesis), errors in zip(kept, pairs, rules.align(pairs), strict=True)
+    )
+    errors = sum((row.errors for row in scored), Errors())
+    good = [row.row for row in scored if row.row.error is None]
+    duration, time = sum(row.duration for row in good), sum(row.time for row in good)
+    timed = good and all(row.time and row.duration for row in good)
+    return SetScore(
+        name=name,
+        rules=rules.title,
+        rows=scored,
+        errors=errors,
+        wer=round(100 * errors.wer, 2),
+        cer=round(100 * _character_error_rate(pairs), 2),
+        interval=bootstrap_interval(*counts(scored)),
+        rtfx=duration / time if timed else None,
+        num_failed=sum(row.error is not None for row in joined),
+        num_left_out=len(joined) - len(kept),
+        duration=duration,
+        time=time,
+        by_length=_by_length(scored),
+    )
+
+
+def counts(rows: Sequence[ScoredRow]) -> tuple[np.ndarray, np.ndarray]:
+    """Errors [rows] and words of the reference [rows]."""
+    return (
+        np.array([row.errors.total for row in rows], dtype=np.int64),
+        np.array([row.errors.reference_words for row in rows], dtype=np.int64),
+    )
+
+
+def composites(scores: Iterable[SetScore]) -> dict[str, Composite]:
+    """Each model's mean of the rounded rates of its sets, and its audio over its time, all sets together.
+
+    The eight parts of CORAAL count as one set with their mean, as in the leaderboard's long-form table.
+    """
+    by_model: dict[str, list[SetScore]] = {}
+    for score in scores:
+        by_model.setdefault(score.name.model, []).append(score)
+    result = {}
+    for model, sets in by_model.items():
+        timed = all(score.rtfx is not None for score in sets)
+        rtfx = sum(score.duration for score in sets) / sum(score.time for score in sets) if timed else None
+        groups: dict[str, list[float]] = {}
+        for score in sets:
+            is_part = score.name.path.endswith("coraal")
+            groups.setdefault(score.name.path if is_part else score.name.file_name, []).append(score.wer)
+        rates = [sum(group) / len(group) for group in groups.values()]
+        result[model] = Composite(sum(rates) / len(rates), rtfx)
+    return result
+
+
+def join_chunks(rows: Sequence[Row]) -> list[Row]:
+    """One row for each recording of a chunked set: its chunks' texts in order, with their durations and times added.
+
+    The reference is the recording's, which every chunk carries. Sets without ``parent_id`` stay as they are.
+    """
+    if not rows or rows[0].parent_id is None:
+        return list(rows)
+    recordings: dict[str, list[Row]] = {}
+    for row in rows:
+        recordings.setdefault(str(row.parent_id), []).append(row)
+    joined = []
+    for parent_id in sorted(recordings):
+        chunks = sorted(recordings[parent_id], key=lambda row: row.chunk_index or 0)
+        if [chunk.chunk_index for chunk in chunks] != list(range(len(chunks))):
+            warnings.warn(f"recording {parent_id!r} lacks chunks: its missing words count as deleted", stacklevel=2)
+        errors = [f"chunk {chunk.chunk_index}: {chunk.error}" for chunk in chunks if chunk.error is not None]
+        joined.append(
+            Row(
+                audio_filepath=parent_id,
+                duration=sum(chunk.duration for chunk in chunks),
+                time=sum(chunk.time for chunk in chunks) if all(chunk.time for chunk in chunks) else 0.0,
+                text=chunks[0].text,
+                pred_text=" ".join(text for chunk in chunks if (text := chunk.pred_text.strip())),
+                error="; ".join(errors) or None,
+            )
+        )
+    return joined
+
+
+def _normalised(rules: Rules, row: Row, text: str) -> str:
+    try:
+        return rules.normalise(text)
+    except Exception as error:  # the normalisers raise what their arithmetic raises
+        raise ScoringError(
+            f"{row.audio_filepath}: the normaliser fails on {text[:60]!r} ({type(error).__name__}: {error}); "
+            "mend that text in the manifest"
+        ) from error
+
+
+def _language(path: Path, name: SetName) -> str:
+    settings = read_settings(path)
+    return language_of(f"{name.path}:{name.name}:{name.split}") if settings is None else settings.language
+
+
+def _character_error_rate(pairs: Sequence[tuple[str, str]]) -> float:
+    import jiwer
+
+    references, hypotheses = zip(*pairs, strict=True)
+    return float(jiwer.process_characters(list(references), list(hypotheses)).cer)
+
+
+def _by_length(rows: Sequence[ScoredRow]) -> tuple[LengthBucket, ...]:
+    """Errors of clips of 0 to 5 seconds, 5 to 10, and so on; buckets without clips are left out."""
+    buckets = []
+    for low, high in pairwise(LENGTH_EDGES):
+        inside = [row for row in rows if low <= row.row.duration < high]
+        if inside:
+            buckets.append(LengthBucket(low, high, len(inside), sum((row.errors for row in inside), Errors())))
+    return tuple(buckets)

@@ -1,0 +1,97 @@
+"""Scores and comparisons as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval_asr.compare import ChangedClip, Comparison
+from eval_asr.score import ScoredRow, SetScore, composites
+
+_HEADER = (
+    "set", "WER %", "95 % interval", "CER %", "sub", "del", "ins", "words", "clips", "left out", "failed", "RTFx",
+)  # fmt: skip
+
+
+def score_table(scores: Sequence[SetScore]) -> str:
+    """The sets, the rules, what was left out or failed, error rates by clip length, and the composites."""
+    lines = []
+    for model in dict.fromkeys(score.name.model for score in scores):
+        of_model = [score for score in scores if score.name.model == model]
+        for rules in dict.fromkeys(score.rules for score in of_model):
+            lines.append(f"{model}, scored by the rules {rules}")
+        lines += _columns([_HEADER, *(_cells(score) for score in of_model)])
+        composite = composites(of_model)[model]
+        lines.append(f"mean of {len(of_model)}: WER {composite.wer:.2f} %, RTFx {_speed(composite.rtfx)}")
+        lines.append("WER % by clip length (clips):")
+        lines += [f"  {score.name.dataset}: {_lengths(score)}" for score in of_model]
+        lines += [_failures(score) for score in of_model if score.num_failed]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def comparison_text(comparison: Comparison, *, num_clips: int) -> str:
+    """The difference, how sure it is, and the clips that changed most."""
+    low, high = comparison.interval
+    lines = [
+        f"{comparison.before.dataset}: {comparison.before.model} {comparison.wer_before:.2f} %, "
+        f"{comparison.after.model} {comparison.wer_after:.2f} % WER; difference {comparison.difference:+.2f} "
+        f"({low:+.2f} to {high:+.2f}), p = {comparison.p_value:.4f}, over {comparison.num_clips} clips",
+        f"rules {comparison.rules}; paired bootstrap over clips",
+    ]
+    if comparison.num_unpaired:
+        lines.append(f"{comparison.num_unpaired} clips were run by one of them only, and do not count")
+    better = sum(clip.change < 0 for clip in comparison.changed)
+    lines.append(f"fewer errors in {better} clips, more in {len(comparison.changed) - better}")
+    for clip in comparison.changed[:num_clips]:
+        lines += _changed(clip)
+    return "\n".join(lines)
+
+
+def _cells(score: SetScore) -> tuple[str, ...]:
+    low, high = score.interval
+    errors = score.errors
+    numbers = (errors.substitutions, errors.deletions, errors.insertions, errors.reference_words)
+    return (
+        score.name.dataset,
+        f"{score.wer:.2f}",
+        f"{low:.2f}-{high:.2f}",
+        f"{score.cer:.2f}",
+        *map(str, numbers),
+        *map(str, (len(score.rows), score.num_left_out, score.num_failed)),
+        _speed(score.rtfx),
+    )
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *numbers]))
+    return lines
+
+
+def _speed(rtfx: float | None) -> str:
+    return "unknown" if rtfx is None else f"{rtfx:.2f}"
+
+
+def _lengths(score: SetScore) -> str:
+    return ", ".join(
+        (f"{bucket.low:.0f}-{bucket.high:.0f}" if bucket.high < float("inf") else f"over {bucket.low:.0f}")
+        + f" s {100 * bucket.errors.wer:.2f} ({bucket.num_clips})"
+        for bucket in score.by_length
+    )
+
+
+def _failures(score: SetScore) -> str:
+    failed = [row.row for row in score.rows if row.row.error is not None]
+    first = f"; the first, {failed[0].audio_filepath}: {failed[0].error}" if failed else ""
+    return f"{score.name.dataset}: {score.num_failed} clips failed and count as said nothing{first}"
+
+
+def _changed(clip: ChangedClip) -> list[str]:
+    def line(row: ScoredRow) -> str:
+        return f"    {row.errors.total} errors: {row.hypothesis or '(nothing)'}"
+
+    name, reference = clip.before.row.audio_filepath, clip.before.reference
+    return [f"  {clip.change:+d} {name}", f"    reference: {reference}", line(clip.before), line(clip.after)]

@@ -1,0 +1,212 @@
+"""The report: one page that refers to nothing outside, shows every clip, and takes every text for text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+pytest.importorskip("jinja2", reason="pip install 'phi4mm[eval]'")
+pytest.importorskip("matplotlib", reason="pip install 'phi4mm[eval]'")
+
+from eval_asr.__main__ import main
+from eval_asr.normalise import rules_for
+from eval_asr.report import plots, to_markdown, write_html, write_picture
+from eval_asr.report.alignment import Piece, align, commonest_errors
+from eval_asr.report.labels import set_labels
+from eval_asr.report.published import ENGLISH, MULTILINGUAL, PUBLISHED, PUBLISHED_MULTILINGUAL, leaderboard_set
+from eval_asr.results import Row, SetName
+from eval_asr.score import SetScore, score_rows
+
+HOSTILE = '</script><script>alert(1)</script> <img src=x onerror=alert(1)> <!-- "&amp;" \u2028'
+ROWS = (
+    Row("a clip #1.wav", 2.0, 0.1, "The cat sat on the mat", "the cat sit on mat"),
+    Row("b.wav", 12.0, 0.1, "nothing wrong here", "nothing wrong here"),
+    Row("c.wav", 3.0, 0.0, "it failed", "", error=f"AudioError: {HOSTILE}"),
+    Row(f"d{HOSTILE}.wav", 1.0, 0.2, f"he said {HOSTILE}", f"she said {HOSTILE}"),
+    Row("e.wav", 1.0, 0.2, "Größe é", "Grosse é <b>|*"),
+)
+LEADERBOARD = "hf-audio-esb-datasets-test-only-sorted"
+
+
+def score(model: str = "m<i>", path: str = "corpus", name: str = "", split: str = "test") -> SetScore:
+    return score_rows(ROWS, SetName(model, path, name, split), rules_for("classic", "en", None))
+
+
+class Page(HTMLParser):
+    """What of a page a browser would load or run."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: dict[str, list[str]] = {"script": [], "style": [], "td": []}
+        self.scripts: list[dict[str, str | None]] = []
+        self.tag = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tag = tag
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "script":
+            self.scripts.append(dict(attrs))
+
+    def handle_data(self, data: str) -> None:
+        if self.tag in self.texts:
+            self.texts[self.tag].append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.tag = ""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return json.loads(self.texts["script"][0])
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """Two models on a set of ours and on one of the leaderboard's, beside one audio file."""
+    folder = tmp_path_factory.mktemp("results")
+    scores = [score(model, *of) for model in ("m<i>", "n") for of in (("corpus",), (LEADERBOARD, "ami"))]
+    for one in scores:
+        lines = [row.to_json() + "\n" for row in ROWS]
+        (folder / one.name.file_name).write_text("".join(lines), "utf-8")
+    (folder / ROWS[0].audio_filepath).write_bytes(b"RIFF")
+    (folder / "pages").mkdir()
+    write_html(scores, folder / "pages" / "report.html", folder=folder)
+    return Page((folder / "pages" / "report.html").read_text("utf-8"))
+
+
+def test_page_refers_to_nothing_outside(page: Page) -> None:
+    loading = {"src", "srcset", "href", "xlink:href", "data", "action", "poster", "background", "formaction"}
+    for tag, name, value in page.attributes:
+        if name in loading:
+            assert value.startswith(("#", "data:,")), (tag, name, value)
+        assert not name.startswith("on"), (tag, name)
+        assert "url(" not in value or "url(#" in value, (tag, name, value)
+    assert "@import" not in page.texts["style"][0]
+    assert "url(" not in page.texts["style"][0]
+
+
+def test_no_text_of_a_clip_becomes_markup(page: Page) -> None:
+    assert [script.get("type") for script in page.scripts] == ["application/json", None]
+    assert not [tag for tag, _, _ in page.attributes if tag in ("img", "i", "b")]
+    policy = next(value for _, name, value in page.attributes if name == "content" and "script-src" in value)
+    digest = base64.b64encode(hashlib.sha256(page.texts["script"][1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "innerHTML" not in page.texts["script"][1]
+
+
+def test_every_clip_is_there_as_it_was(page: Page) -> None:
+    clips = page.data["clips"]
+    assert len(page.data["sets"]) == 4
+    for index in range(4):
+        found = [clip for clip in clips if clip["set"] == index]
+        assert [(clip["name"], clip["text"], clip["pred"], clip["error"]) for clip in found] == [
+            (row.audio_filepath, row.text, row.pred_text, row.error) for row in ROWS
+        ]
+    assert clips[0]["errors"] == [4, 1, 1, 0]
+    assert [piece for piece in clips[0]["pieces"] if piece[0] != 0] == [[1, "sat", "sit"], [2, "the"]]
+
+
+def test_audio_is_linked_where_it_lies(page: Page) -> None:
+    links = [clip["audio"] for clip in page.data["clips"] if clip["set"] == 0]
+    assert links == ["../a%20clip%20%231.wav", None, None, None, None]
+    assert unquote(links[0]) == "../" + ROWS[0].audio_filepath
+
+
+def test_published_figures_stand_beside_ours(page: Page) -> None:
+    cells = page.texts["td"]
+    assert any("microsoft/Phi-4-multimodal-instruct" in cell for cell in cells)
+    assert f"{score(path=LEADERBOARD, name='ami').wer:.2f}" in cells
+    assert "11.09" in cells
+
+
+@pytest.mark.parametrize(
+    "entry", [*PUBLISHED, *PUBLISHED_MULTILINGUAL], ids=lambda entry: f"{entry.system} {entry.date}"
+)
+def test_published_means_are_the_means_of_their_sets(entry: Any) -> None:
+    assert set(entry.wer) <= {*ENGLISH, *MULTILINGUAL}
+    assert entry.date
+    assert entry.source
+    if entry.mean is not None and entry.wer:
+        assert sum(entry.wer.values()) / len(entry.wer) == pytest.approx(entry.mean, abs=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "split", "expected"),
+    [
+        (LEADERBOARD, "ami", "test", "AMI"),
+        ("hf-audio/open-asr-leaderboard", "librispeech", "test.clean", "LibriSpeech clean"),
+        (LEADERBOARD, "tedlium", "test", "TED-LIUM"),
+        ("hf-audio/open-asr-leaderboard-multilingual-datasets", "fleurs_de", "test", "FLEURS de"),
+        ("hf-audio/open-asr-leaderboard", "ami_cleaned", "test", None),  # corrected references are another set
+        (LEADERBOARD, "ami", "validation", None),
+        ("mine", "ami", "test", None),
+    ],
+)
+def test_only_the_leaderboards_own_sets_are_compared(path: str, name: str, split: str, expected: str | None) -> None:
+    assert leaderboard_set(SetName("m", path, name, split)) == expected
+
+
+def test_alignment() -> None:
+    pieces = align(["a b c", "", "a b"], ["a x c d", "y", ""])
+    assert pieces == [
+        (Piece("equal", "a", "a"), Piece("substitute", "b", "x"), Piece("equal", "c", "c"), Piece("insert", "", "d")),
+        (Piece("insert", "", "y"),),
+        (Piece("delete", "a", ""), Piece("delete", "b", "")),
+    ]
+    assert commonest_errors([*pieces, pieces[1]], 1) == [(Piece("insert", "", "y"), 2)]
+    assert align([], []) == []
+
+
+def test_pictures_are_one_element_each_and_take_the_pages_colour() -> None:
+    seen: set[str] = set()
+    for draw, prefix in ((plots.wer_by_set, "a"), (plots.error_kinds, "b"), (plots.wer_by_length, "c")):
+        svg = plots.to_svg(draw, [score(), score(path="other")], prefix)
+        picture = Page(svg)
+        assert svg.startswith("<svg")
+        assert "currentColor" in svg
+        ids = {value for _, name, value in picture.attributes if name == "id"}
+        assert ids
+        assert not ids & seen
+        seen |= ids
+        used = {value[1:] for _, name, value in picture.attributes if name.endswith("href")}
+        assert used <= ids
+
+
+def test_labels_tell_sets_and_models_apart() -> None:
+    assert set_labels([score(path="a/corpus"), score(path="b/corpus")]) == ["a/corpus test", "b/corpus test"]
+    assert set_labels([score("m"), score("n")]) == ["corpus test · m", "corpus test · n"]
+
+
+def test_markdown_is_a_table_whatever_the_names() -> None:
+    text = to_markdown([score(path="a|b*c")], picture="my picture.png")
+    table = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert "a\\|b\\*c test" in text
+    assert "![Word error rate by set](my%20picture.png)" in text
+    first = [line for line in table if line.count("|") == table[0].count("|")]
+    assert len(first) == 3
+    assert "Phi-4-multimodal-instruct" not in to_markdown([score()], published=False)
+
+
+def test_command_writes_page_markdown_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tmp_path / SetName("m", "corpus", "", "test").file_name
+    manifest.write_text("".join(row.to_json() + "\n" for row in ROWS), "utf-8")
+    files = [tmp_path / name for name in ("report.html", "report.md", "wer.png")]
+    asked = ["--out", str(files[0]), "--markdown", str(files[1]), "--picture", str(files[2])]
+    assert main(["report", str(tmp_path), *asked]) == 0, capsys.readouterr().err
+    assert len(Page(files[0].read_text("utf-8")).data["clips"]) == len(ROWS)
+    assert files[2].read_bytes().startswith(b"\x89PNG")
+    assert sorted(tmp_path.iterdir()) == sorted([manifest, *files])
+
+
+def test_picture_as_svg(tmp_path: Path) -> None:
+    write_picture([score()], tmp_path / "wer.svg")
+    assert "<svg" in (tmp_path / "wer.svg").read_text("utf-8")

@@ -1,0 +1,273 @@
+"""Runs, and what can stop them: kills, full disks, unreadable clips, a second run."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import resource
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tqdm import tqdm
+
+from eval_asr.__main__ import main
+from eval_asr.backends import BackendOptions
+from eval_asr.clips import Clip
+from eval_asr.errors import ResultsError
+from eval_asr.results import Row, RowWriter, locked, read_rows, read_settings
+from eval_asr.run import RunOptions, RunSummary, in_batches, run_set, select
+from eval_asr.settings import prepare_settings
+from eval_asr.sources import open_source
+from phi4mm.api import Phi4MM
+from phi4mm.checkpoint import save_checkpoint
+from phi4mm.model.phi4mm import Phi4MMModel
+from tests.eval_asr.fakes import ToneRecogniser, write_corpus
+
+OPTIONS = RunOptions(batch_size=3, warmup=0, progress=False)
+NAME = "MODEL_tones_DATASET_corpus__test.jsonl"
+
+
+def run(corpus: Path, out: Path, recogniser: ToneRecogniser | None = None, options: RunOptions = OPTIONS) -> RunSummary:
+    with locked(out):
+        return run_set(lambda: recogniser or ToneRecogniser(), open_source(str(corpus)), out / NAME, options)
+
+
+def untimed(manifest: Path) -> list[str]:
+    return [replace(row, time=0.0).to_json() for row in read_rows(manifest)]
+
+
+def child(target: Callable[..., Any], *arguments: Any) -> Any:
+    """A process of its own, forked so that it need not import anything again."""
+
+    def alone() -> None:
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forks: it would die locked with this one
+        target(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=alone)
+    process.start()
+    return process
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
+
+
+def test_rows_are_the_leaderboards(corpus: Path, tmp_path: Path) -> None:
+    summary = run(corpus, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / NAME).read_text("utf-8").splitlines()]
+    assert [list(line) for line in lines] == [["audio_filepath", "duration", "time", "text", "pred_text"]] * 12
+    given = {row["audio_filepath"]: row for row in map(json.loads, corpus.read_text("utf-8").splitlines())}
+    for line in lines:
+        said = given[line["audio_filepath"]]
+        assert line["text"] == said["text"]
+        assert line["pred_text"].split()[0] == said["text"].split()[0]
+        assert line["duration"] == pytest.approx(said["duration"], abs=1e-4)
+    durations = [line["duration"] for line in lines]
+    assert durations == sorted(durations, reverse=True)
+    assert summary.num_rows == 12
+    assert summary.num_failed == 0
+
+
+def test_time_is_shared_and_counts_transcription_alone(corpus: Path, tmp_path: Path) -> None:
+    recogniser = ToneRecogniser(seconds=0.06)
+    summary = run(corpus, tmp_path / "out", recogniser, replace(OPTIONS, warmup=2))
+    rows = read_rows(tmp_path / "out" / NAME)
+    assert recogniser.batches == [3] * 6  # two to warm up, four on the clock
+    for start in range(0, 12, 3):
+        assert len({row.time for row in rows[start : start + 3]}) == 1
+    assert 4 * 0.06 <= summary.transcription_seconds < 4 * 0.06 + 0.2
+    assert summary.transcription_seconds == pytest.approx(sum(row.time for row in rows))
+
+
+def test_killed_at_ten_moments(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", 120)
+    run(corpus, tmp_path / "alone")
+    out = tmp_path / "out"
+    moments = random.Random(1)
+    for _ in range(10):
+        process = child(run, corpus, out, ToneRecogniser(seconds=0.02))
+        time.sleep(moments.uniform(0.02, 0.16))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9  # killed in the middle, not done
+    kept = len(read_rows(out / NAME))
+    assert 0 < kept < 120
+    assert run(corpus, out).num_kept == kept
+    assert untimed(out / NAME) == untimed(tmp_path / "alone" / NAME)
+
+
+def test_cut_anywhere(corpus: Path, tmp_path: Path) -> None:
+    """Whatever byte a file ends at, the run goes on to the same rows."""
+    manifest = tmp_path / "out" / NAME
+    run(corpus, tmp_path / "out")
+    whole, content = untimed(manifest), manifest.read_bytes()
+    line = content.index(b"\n") + 1
+    for end in [*range(0, line + 8, 7), line - 1, line, len(content) - 1, len(content)]:
+        manifest.write_bytes(content[:end])
+        summary = run(corpus, tmp_path / "out")
+        assert summary.num_kept == content[:end].count(b"\n")
+        assert untimed(manifest) == whole, end
+
+
+def test_nothing_left_loads_no_model(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "out")
+
+    def no_model() -> ToneRecogniser:
+        raise AssertionError("the model was loaded")
+
+    assert run_set(no_model, open_source(str(corpus)), tmp_path / "out" / NAME, OPTIONS).num_kept == 12
+
+
+def test_full_disk(corpus: Path, tmp_path: Path) -> None:
+    def run_with_little_room(messages: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+        try:
+            run(corpus, tmp_path / "out")
+        except ResultsError as error:
+            messages.send(str(error))
+
+    receiver, sender = multiprocessing.Pipe()
+    process = child(run_with_little_room, sender)
+    process.join()
+    message = receiver.recv()
+    content = (tmp_path / "out" / NAME).read_bytes()
+    kept = content.count(b"\n")
+    assert content.endswith(b"\n")
+    assert 0 < kept < 12
+    assert NAME in message
+    assert f"{kept} rows are kept" in message
+    assert "make room and run the same command again" in message
+    run(corpus, tmp_path / "out")
+    run(corpus, tmp_path / "alone")
+    assert untimed(tmp_path / "out" / NAME) == untimed(tmp_path / "alone" / NAME)
+
+
+def test_clips_that_cannot_be_read_or_recognised(corpus: Path, tmp_path: Path) -> None:
+    (corpus.parent / "clip3.wav").unlink()
+    (corpus.parent / "clip5.wav").write_bytes(b"RIFF")
+    summary = run(corpus, tmp_path / "out", ToneRecogniser(fails_on="seven"))
+    rows = {row.audio_filepath: row for row in read_rows(tmp_path / "out" / NAME)}
+    assert len(rows) == 12
+    assert "clip3.wav" in str(rows["clip3.wav"].error)
+    assert "no such file" in str(rows["clip3.wav"].error)
+    assert "clip5.wav" in str(rows["clip5.wav"].error)
+    for name, row in rows.items():
+        if name not in ("clip3.wav", "clip5.wav"):
+            expected = "RuntimeError: cannot stand seven" if row.text.startswith("seven") else None
+            assert row.error == expected
+            assert (row.pred_text == "") == (expected is not None)
+    assert f"with an error (the first: {summary.first_error})" in summary.sentence()
+    assert summary.num_failed == sum(row.error is not None for row in rows.values()) > 2
+
+
+def test_second_run_is_refused(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = child(run, corpus, tmp_path / "out", ToneRecogniser(seconds=0.5))
+    while not (tmp_path / "out" / NAME).exists():
+        time.sleep(0.01)
+    code = main(["run", "--data", str(corpus), "--out", str(tmp_path / "out")])
+    assert process.is_alive()
+    process.kill()
+    process.join()
+    assert code == 1
+    assert "another run is writing here" in capsys.readouterr().err
+    with locked(tmp_path / "out"):  # free again, though it was killed
+        pass
+
+
+def test_other_options_or_corpus_are_refused(corpus: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "out" / NAME
+    source, backend = open_source(str(corpus)), BackendOptions()
+    (tmp_path / "out").mkdir()
+    prepare_settings(manifest, source, backend, replace(OPTIONS, batch_size=9))  # of a run that wrote no row
+    for _ in range(2):
+        prepare_settings(manifest, source, backend, OPTIONS)
+        run(corpus, tmp_path / "out")
+    settings = read_settings(manifest)
+    assert settings is not None
+    assert len(settings.sessions) == 2
+    assert settings.audio_root == str(corpus.parent)
+    assert settings.sessions[0].versions["torch"]
+    with pytest.raises(ResultsError, match="made with batch_size 3, not 4"):
+        prepare_settings(manifest, source, backend, replace(OPTIONS, batch_size=4))
+    with pytest.raises(ResultsError, match="made with prompt None, not 'Write'"):
+        prepare_settings(manifest, source, replace(backend, prompt="Write"), OPTIONS)
+    with pytest.raises(ResultsError, match="another corpus"):
+        run(write_corpus(tmp_path / "other" / "corpus", 4), tmp_path / "out")
+
+
+def test_a_damaged_line_is_named(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "out")
+    manifest = tmp_path / "out" / NAME
+    lines = manifest.read_text("utf-8").splitlines(keepends=True)
+    manifest.write_text("".join([*lines[:2], "{broken}\n", *lines[2:]]), "utf-8")
+    with pytest.raises(ResultsError, match="line 3 is not JSON"):
+        run(corpus, tmp_path / "out")
+
+
+def test_limit_and_seed() -> None:
+    clips = [Clip(str(index), "", b"") for index in range(50)]
+    assert select(clips, 3, None) == clips[:3]
+    assert select(iter(clips), 3, 7) == select(clips, 3, 7) != clips[:3]
+    assert select(clips, 3, 8) != select(clips, 3, 7)
+    assert select(clips, 99, 7) == clips
+    drawn = [clip.audio_filepath for seed in range(400) for clip in select(clips, 10, seed)]
+    assert min(drawn.count(str(index)) for index in range(50)) > 40  # 80 are expected of each
+
+
+def test_batches_are_sorted_whole_or_in_windows() -> None:
+    clips = [Clip(str(index), "", b"", seconds=float(index)) for index in range(100)]
+    whole = [clip.seconds for batch in in_batches(clips, 2) for clip in batch]
+    assert whole == sorted(whole, key=lambda seconds: -float(seconds or 0))
+    windows = [clip.seconds for batch in in_batches(iter(clips), 2, windowed=True) for clip in batch]
+    assert windows == [*range(63, -1, -1), *range(99, 63, -1)]
+
+
+def test_lengths_are_read_where_the_corpus_does_not_say(tmp_path: Path) -> None:
+    corpora = [write_corpus(tmp_path / name / "corpus", durations=given) for name, given in (("a", True), ("b", False))]
+    for corpus in corpora:
+        run(corpus, corpus.parent / "out")
+    assert untimed(corpora[0].parent / "out" / NAME) == untimed(corpora[1].parent / "out" / NAME)
+
+
+def test_rows_survive_their_json(tmp_path: Path) -> None:
+    awkward = ["a\nb", "\u2028 \x85 \x1c", '"\\', "हिन्दी 中文 🎧", ""]
+    rows = [Row(f"{index}", 1.5, 0.25, text, text[::-1]) for index, text in enumerate(awkward)]
+    rows += [Row("e", 0.0, 0.0, "x", "", "bad"), Row("c", 1.0, 1.0, "x", "y", None, "parent", 0)]
+    for _ in range(2):  # opened again, it goes on
+        with RowWriter(tmp_path / "rows.jsonl") as writer:
+            for row in rows[len(writer.rows) :]:
+                writer.append(row)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_command_line_on_a_real_model(
+    corpus: Path, tmp_path: Path, tiny_model: Phi4MMModel, tokenizer_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows are what ``Phi4MM.transcribe`` says, clip by clip."""
+    save_checkpoint(tiny_model, tmp_path / "tiny", tokenizer_file=tokenizer_file)
+    out = tmp_path / "out"
+    command = ["run", "--model", str(tmp_path / "tiny"), "--data", str(corpus), "--out", str(out), "--limit", "5"]
+    assert main([*command, "--batch-size", "2", "--max-new-tokens", "6", "--warmup", "0", "--quiet"]) == 0
+    assert "5 rows, RTFx" in capsys.readouterr().out
+    rows = read_rows(out / "MODEL_tiny_DATASET_corpus__test.jsonl")
+    assert sorted(row.audio_filepath for row in rows) == [f"clip{index}.wav" for index in range(5)]
+    model = Phi4MM(tiny_model, tokenizer_file)
+    for row in rows:
+        assert row.error is None
+        alone = model.transcribe(
+            corpus.parent / row.audio_filepath, prompt="Transcribe the audio clip into text.", max_new_tokens=6
+        )
+        assert row.pred_text == alone.text
+    assert main(["score", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert "scored by the rules classic" in table
+    assert "corpus test" in table
+    assert main([*command, "--batch-size", "4"]) == 1
+    assert "made with max_new_tokens 6, not 512" in capsys.readouterr().err

@@ -1,0 +1,216 @@
+"""Corpora of each kind, read right, and their faults told in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow
+import pytest
+import soundfile
+from pyarrow import parquet
+
+from eval_asr.clips import Clip, Source
+from eval_asr.errors import SourceError
+from eval_asr.hub import CHUNKED
+from eval_asr.results import read_rows
+from eval_asr.run import RunOptions, check_distinct, run_set
+from eval_asr.sources import language_of, open_source
+from eval_asr.suites import SUITES, suite
+from phi4mm.errors import AudioError
+from tests.eval_asr.fakes import RATE, ToneRecogniser, tone, write_corpus
+
+
+def clips_of(source: Source) -> list[Clip]:
+    return list(source.open_clips())
+
+
+def test_manifest(tmp_path: Path) -> None:
+    source = open_source(str(write_corpus(tmp_path / "corpus", 3)))
+    assert (source.path, source.name, source.split, source.language) == ("corpus", "", "test", "en")
+    clips = clips_of(source)
+    assert [clip.audio_filepath for clip in clips] == ["clip0.wav", "clip1.wav", "clip2.wav"]
+    samples, duration = clips[0].load(RATE)
+    assert duration == len(samples) / RATE == clips[0].seconds
+    resampled, _ = clips[0].load(8000)
+    assert len(resampled) == len(samples) // 2
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is a list"),
+        ('{"text": "a"}', "has no string 'audio_filepath'"),
+        ('{"audio_filepath": "a.wav"}', "has no string 'text'"),
+        ('{"audio_filepath": "", "text": "a"}', "empty 'audio_filepath'"),
+        ('{"audio_filepath": "a.wav", "text": "\\ud83c"}', "half a surrogate pair"),
+        ('{"audio_filepath": "a.wav", "text": "a", "duration": "long"}', "'duration' 'long'"),
+        ('{"audio_filepath": "a.wav", "text": "a", "parent_id": "p"}', "'parent_id'"),
+    ],
+)
+def test_bad_manifest_lines_are_named(tmp_path: Path, line: str, words: str) -> None:
+    manifest = write_corpus(tmp_path / "corpus", 2)
+    manifest.write_text(manifest.read_text("utf-8") + "\n" + line + "\n", "utf-8")
+    with pytest.raises(SourceError, match=f"line 4 .*{words}") as caught:
+        open_source(str(manifest))
+    assert "\n" not in str(caught.value)
+
+
+def test_chunks_come_with_their_recording(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "corpus", 1)
+    values = json.loads(manifest.read_text("utf-8")) | {"parent_id": 7, "chunk_index": 0}
+    manifest.write_text(json.dumps(values), "utf-8")
+    run_set(ToneRecogniser, open_source(str(manifest)), tmp_path / "rows.jsonl", RunOptions(progress=False))
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert (row.parent_id, row.chunk_index) == ("7", 0)
+
+
+def test_librispeech_tree(tmp_path: Path) -> None:
+    chapter = tmp_path / "LibriSpeech" / "test-clean" / "61" / "70968"
+    chapter.mkdir(parents=True)
+    soundfile.write(chapter / "61-70968-0000.flac", tone(0, 0.1), RATE)
+    (chapter / "61-70968.trans.txt").write_text("61-70968-0000 HE BEGAN\n61-70968-0001 AND WENT\n", "utf-8")
+    source = open_source(str(tmp_path / "LibriSpeech" / "test-clean"))
+    assert (source.path, source.split) == ("LibriSpeech", "test-clean")
+    first, second = clips_of(source)
+    assert (first.audio_filepath, first.text) == ("61/70968/61-70968-0000.flac", "HE BEGAN")
+    assert first.claimed_seconds() == 0.1
+    with pytest.raises(AudioError, match="61-70968-0001"):
+        second.load(RATE)
+    (chapter / "61-70968.trans.txt").write_text("61-70968-0000\n", "utf-8")
+    with pytest.raises(SourceError, match="line 1 has no text"):
+        open_source(str(tmp_path / "LibriSpeech" / "test-clean"))
+
+
+def test_folder_with_a_table(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    write_corpus(folder, 2)
+    table = folder / "metadata.csv"
+    table.write_text('file_name,speaker,transcription\nclip0.wav,a,"one, two"\nclip1.wav,b,three\n', "utf-8")
+    source = open_source(str(folder))
+    assert (source.path, source.split, source.audio_root) == ("corpus", "all", folder)
+    assert [(clip.audio_filepath, clip.text) for clip in clips_of(source)] == [
+        ("clip0.wav", "one, two"), ("clip1.wav", "three"),
+    ]  # fmt: skip
+    table.write_text("clip0.wav|one\n", "utf-8")
+    with pytest.raises(SourceError, match="expected file_name and text"):
+        open_source(str(folder))
+    table.write_text("file_name,text\nclip0.wav\n", "utf-8")
+    with pytest.raises(SourceError, match="line 2 lacks"):
+        open_source(str(folder))
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set on disk as the hub's are: parquet with the bytes of audio files."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows: dict[str, list[Any]] = {"audio": [], "id": [], "audio_length_s": [], "text": []}
+    for index in range(5):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, tone(index, (10 + index) / 100), RATE, format="flac")
+        rows["audio"].append({"bytes": buffer.getvalue() if index < 4 else b"no audio", "path": f"{index}.flac"})
+        rows["id"].append("same" if index < 2 else f"deep/id{index}")
+        rows["audio_length_s"].append((10 + index) / 100)
+        rows["text"].append(f"text {index}")
+    kinds = {"audio": datasets.Audio(), "id": "string", "audio_length_s": "float64", "text": "string"}
+    features = datasets.Features(
+        {name: datasets.Value(kind) if isinstance(kind, str) else kind for name, kind in kinds.items()}
+    )
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    parquet.write_table(pyarrow.table(rows, features.arrow_schema), folder / "test-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub(hub_folder: Path, tmp_path: Path, streaming: bool) -> None:
+    source = open_source(f"{hub_folder}::test", streaming=streaming)
+    assert (source.path, source.name, source.split, source.audio_root) == ("hub", "", "test", None)
+    clips = clips_of(source)
+    assert [clip.audio_filepath for clip in clips] == ["same", "same#2", "id2", "id3", "id4"]
+    assert [clip.text for clip in clips] == [f"text {index}" for index in range(5)]
+    samples, duration = clips[2].load(RATE)
+    assert duration == 0.12
+    assert np.abs(samples - tone(2, 0.12)).max() < 1e-3
+    assert len(pickle.loads(pickle.dumps(clips[0])).load(RATE)[0]) == 1600
+    summary = run_set(ToneRecogniser, source, tmp_path / "rows.jsonl", RunOptions(batch_size=2, progress=False))
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [row.audio_filepath for row in rows] == ["id4", "id3", "id2", "same#2", "same"]
+    assert [row.pred_text.split(" ")[0] for row in rows] == ["", "three", "two", "one", "zero"]
+    assert "id4" in str(rows[0].error)
+    assert summary.num_failed == 1
+
+
+def test_hub_faults(hub_folder: Path) -> None:
+    with pytest.raises(SourceError, match="cannot be loaded"):
+        open_source(f"{hub_folder}::train")
+    datasets.Dataset.from_dict({"sound": ["a"], "text": ["b"]}).to_parquet(hub_folder / "test-00000-of-00001.parquet")
+    with pytest.raises(SourceError, match="has the columns sound, text; expected one named audio"):
+        open_source(f"{hub_folder}::test")
+
+
+def test_chunked_hub_set(hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of the hub lead to folders here; the rest is as it is there."""
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    texts = {"id": ["b", "a"], "text": ["all of b", "all of a"]}
+    parquet.write_table(pyarrow.table(texts), recordings / "test-00000-of-00001.parquet")
+    table = {"file_name": ["a0.wav", "b0.wav"], "parent_id": ["a", "b"], "chunk_index": [0, 0]}
+    parquet.write_table(pyarrow.table(table), hub_folder / "test-00000-of-00001.parquet")
+    (hub_folder / "audio").mkdir()
+    for name, word in (("a0.wav", 1), ("b0.wav", 2)):
+        soundfile.write(hub_folder / "audio" / name, tone(word, 0.1), RATE)
+    chunked, whole = next(iter(CHUNKED.items()))
+    load = datasets.load_dataset
+    places = {chunked: str(hub_folder / "*.parquet"), whole: str(recordings / "*.parquet")}
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda path, config, *, split, streaming: load("parquet", data_files={split: places[path]}, split=split),
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda **options: str(hub_folder))
+    source = open_source(f"{chunked}::test")
+    run_set(ToneRecogniser, source, tmp_path / "rows.jsonl", RunOptions(progress=False, batch_size=1))
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [(row.parent_id, row.chunk_index, row.text) for row in rows] == [("a", 0, "all of a"), ("b", 0, "all of b")]
+    assert [row.pred_text.split(" ")[0] for row in rows] == ["one", "two"]
+    parquet.write_table(pyarrow.table({**table, "parent_id": ["a", "c"]}), hub_folder / "test-00000-of-00001.parquet")
+    with pytest.raises(SourceError, match=r"b0\.wav is of recording 'c'"):
+        clips_of(source)
+
+
+def test_other_faults(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no such file or folder.*org/name:config:split"):
+        open_source(str(tmp_path / "nothing"))
+    with pytest.raises(SourceError, match="neither a metadata"):
+        open_source(str(tmp_path))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(SourceError, match="has no clips"):
+        open_source(str(tmp_path / "empty.jsonl"))
+    manifest = write_corpus(tmp_path / "corpus", 2)
+    twice = open_source(str(manifest))
+    with pytest.raises(SourceError, match="have one name, corpus  test"):
+        check_distinct([twice, twice])
+    manifest.write_text(manifest.read_text("utf-8") * 2, "utf-8")
+    names = [clip.audio_filepath for clip in clips_of(open_source(str(manifest)))]
+    assert names == ["clip0.wav", "clip1.wav", "clip0.wav#2", "clip1.wav#2"]
+
+
+def test_suites() -> None:
+    assert len(suite("open-asr")) == 8
+    for specs in SUITES.values():
+        assert len(set(specs)) == len(specs)
+        assert all(spec.count(":") == 2 and "/" in spec for spec in specs)
+    languages = {language_of(spec) for spec in suite("open-asr-multilingual")}
+    assert languages == {"de", "fr", "it", "es", "pt", "nl"}
+    for name in ("open-asr", "open-asr-2026", "long-form"):
+        assert {language_of(spec) for spec in suite(name)} == {"en"}
+    with pytest.raises(SourceError, match="known are open-asr"):
+        suite("all")
