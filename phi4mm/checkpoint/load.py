@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from phi4mm.checkpoint.configs import read_config
 from phi4mm.checkpoint.names import (
@@ -73,7 +76,7 @@ def load_checkpoint(
     tokenizer = tokenizer_file(place.folder)
     config, folders = _adapter_folders(place, layout, config)
 
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialValues():
         model = Phi4MMModel(config)
     weights = TensorFiles(find_shards(place.folder))
     adapters = {name: open_adapter(folder) for name, folder in folders.items()}
@@ -88,6 +91,19 @@ def load_checkpoint(
     }
     model.load_state_dict(state, assign=True)
     return Checkpoint(model.eval().requires_grad_(False), tokenizer, config, place.folder, layout)
+
+
+class _WithoutInitialValues(TorchFunctionMode):
+    """Leaves parameters as they are allocated: drawing values on the meta device would import torch's compiler first,
+    which takes longer than the bundled checkpoint takes to load."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _adapter_folders(place: Source, layout: Layout, config: Phi4MMConfig) -> tuple[Phi4MMConfig, dict[str, Path]]:

@@ -67,7 +67,8 @@ def _bundled() -> Source:
     if bundled is not None:
         return bundled
     raise CheckpointError(
-        f"{Path(phi4mm.__file__).parent}: the bundled checkpoint is not in this installation; reinstall phi4mm or name a folder or a hub id"
+        f"{Path(phi4mm.__file__).parent}: the bundled checkpoint is not in this installation; "
+        "reinstall phi4mm or name a folder or a hub id"
     )
 
 
