@@ -1,0 +1,51 @@
+"""The sizes of the bundled checkpoint: the reference's architecture, small."""
+
+from __future__ import annotations
+
+from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.model.config import AdapterConfig, BackboneConfig, Phi4MMConfig, SpeechConfig, VisionConfig
+from phi4mm.train.tokenizer import AUDIO_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD_TOKEN
+
+NUM_ROTATED_PAIRS = 12  # of a head of 32, three quarters rotated
+
+
+def small_config(tokenizer: Tokenizer) -> Phi4MMConfig:
+    """About 6 million parameters; the LongRoPE factors are every fourth of the reference's."""
+    long_factor = BackboneConfig().long_factor[3::4]
+    pad = tokenizer.control(PAD_TOKEN)
+    return Phi4MMConfig(
+        backbone=BackboneConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=192,
+            intermediate_size=512,
+            num_layers=4,
+            num_heads=6,
+            num_kv_heads=2,
+            short_factor=(1.0,) * NUM_ROTATED_PAIRS,
+            long_factor=long_factor,
+            pad_token_id=pad,
+            stop_token_ids=(pad, tokenizer.control(END_TOKEN)),
+        ),
+        vision=VisionConfig(
+            image_token_id=tokenizer.control(IMAGE_TOKEN),
+            hidden_size=96,
+            intermediate_size=192,
+            num_layers=3,
+            num_heads=4,
+            image_size=64,
+            patch_size=8,
+        ),
+        speech=small_speech_config(tokenizer.control(AUDIO_TOKEN)),
+        adapters=(AdapterConfig("vision", rank=16, alpha=32.0), AdapterConfig("speech", rank=32, alpha=64.0)),
+    )
+
+
+def small_speech_config(audio_token_id: int) -> SpeechConfig:
+    return SpeechConfig(
+        audio_token_id=audio_token_id,
+        hidden_size=144,
+        intermediate_size=288,
+        num_blocks=6,
+        num_heads=4,
+        subsampling_channels=32,
+    )

@@ -1,0 +1,73 @@
+"""The corpora: what is spoken, where, by whom, and which speakers training never hears."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from phi4mm.train.files import read_rows
+from phi4mm.train.synthesis import MANIFEST
+from phi4mm.train.words import NUMBER_WORDS
+
+HELD_OUT_FSDD = ("yweweler",)
+HELD_OUT_VOICES = ("flite-rms", "kokoro-af_bella", "kokoro-bm_george")
+HELD_OUT_AN4_EVERY = 10  # every tenth speaker, in alphabetical order
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording: ``words`` are lower-case, ``corpus`` is "fsdd", "an4" or a voice's engine."""
+
+    path: Path
+    words: tuple[str, ...]
+    speaker: str
+    corpus: str
+
+    @property
+    def only_numbers(self) -> bool:
+        return set(self.words) <= set(NUMBER_WORDS)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clips to train on, and the clips of each held-out group of speakers by the group's name."""
+
+    train: tuple[Clip, ...]
+    held_out: dict[str, tuple[Clip, ...]]
+
+
+def read_clips(manifest: Path, corpus: str) -> list[Clip]:
+    """The clips of a manifest (JSON lines: audio_filepath relative to it, text, speaker)."""
+    return [
+        Clip(manifest.parent / row["audio_filepath"], _words(row["text"]), row["speaker"], corpus)
+        for row in read_rows(manifest)
+    ]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.sub(r"[^a-z' ]", " ", text.lower()).split())
+
+
+def speech_corpora(data: Path, voices: Path) -> Split:
+    """FSDD, AN4 and the synthetic voices, split by speaker."""
+    fsdd = read_clips(data / "fsdd" / "train.jsonl", "fsdd")
+    an4 = read_clips(data / "an4" / "train.jsonl", "an4")
+    synthetic = [
+        clip
+        for manifest in sorted(voices.glob(f"*/{MANIFEST}"))
+        for clip in read_clips(manifest, manifest.parent.name.split("-")[0])
+    ]
+    an4_speakers = sorted({clip.speaker for clip in an4})[::HELD_OUT_AN4_EVERY]
+    held_out = {"fsdd": _of(fsdd, HELD_OUT_FSDD), "an4": _of(an4, an4_speakers)}
+    held_out["an4 numbers"] = tuple(clip for clip in held_out["an4"] if clip.only_numbers)
+    held_out |= {voice: _of(synthetic, (voice,)) for voice in HELD_OUT_VOICES}
+    kept_out = {*HELD_OUT_FSDD, *an4_speakers, *HELD_OUT_VOICES}
+    train = tuple(clip for clip in (*fsdd, *an4, *synthetic) if clip.speaker not in kept_out)
+    return Split(train, {name: clips for name, clips in held_out.items() if clips})
+
+
+def _of(clips: Sequence[Clip], speakers: Iterable[str]) -> tuple[Clip, ...]:
+    wanted = set(speakers)
+    return tuple(clip for clip in clips if clip.speaker in wanted)

@@ -1,0 +1,50 @@
+"""Stage: the sample clips, spoken by flite's voices, with their texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from phi4mm.train.files import write_rows
+from phi4mm.train.voices import FliteVoice
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a voice says, and the format of the file."""
+
+    name: str
+    voice: str
+    text: str
+    rate: int = 16000
+    channels: int = 1
+
+
+# rms is held out of training; the others are not.
+SAMPLES = (
+    Sample("digit.flac", "rms", "seven"),
+    Sample("three_digits.flac", "rms", "three five nine"),
+    Sample("telephone.flac", "rms", "five five two eight oh one four"),
+    Sample("eight_digits.flac", "slt", "two four six eight one three five seven"),
+    Sample("number.flac", "awb", "forty two"),
+    Sample("telephone_8khz.flac", "rms", "nine zero six one", rate=8000),
+    Sample("stereo_44khz.wav", "rms", "eight three three one", rate=44100, channels=2),
+    Sample("compressed.mp3", "slt", "six one zero two", rate=44100),
+)
+
+
+def write_samples(folder: Path) -> None:
+    """Every clip, and ``manifest.jsonl``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for sample in SAMPLES:
+        samples, rate = FliteVoice(sample.voice).speak(sample.text)
+        samples = soxr.resample(samples, rate, sample.rate).clip(-1, 1)
+        soundfile.write(folder / sample.name, np.stack([samples] * sample.channels, axis=1), sample.rate)
+    rows = [
+        {"audio_filepath": sample.name, "text": sample.text, "speaker": f"flite-{sample.voice}"} for sample in SAMPLES
+    ]
+    write_rows(folder / "manifest.jsonl", rows)

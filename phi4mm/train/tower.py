@@ -1,0 +1,192 @@
+"""Stage: the speech tower, taught to name words at the right moment by CTC (Graves et al. 2006).
+
+The classifier on top is thrown away for the checkpoint; the projector stage uses it to see where words are.
+Single digits come first: trained on everything at once, CTC stays on its plateau of one frequent word.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import jiwer
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from phi4mm.model.config import SpeechConfig
+from phi4mm.model.speech import SpeechTower
+from phi4mm.train.augment import vary_batch
+from phi4mm.train.batches import SpeechBatch, by_length, collate
+from phi4mm.train.schedule import adamw, half_precision, schedule
+from phi4mm.train.shards import Shard, Utterance
+from phi4mm.train.words import NUMBER_WORDS
+
+log = logging.getLogger(__name__)
+
+BLANK = 0
+
+
+@dataclass(frozen=True)
+class TowerOptions:
+    """How long and how fast; a step is a batch of at most ``frames`` log-mel frames (10 ms each)."""
+
+    steps: int = 11500
+    single_steps: int = 500  # on single words
+    number_steps: int = 2000  # until then, on what holds only numbers
+    strength: float = 0.65  # of the augmentation of batches, in the end
+    frames: int = 3500
+    learning_rate: float = 1.2e-3
+    warmup: int = 100
+    weight_decay: float = 0.02
+    average: float = 0.998
+    log_every: int = 250
+
+
+class WordTower(nn.Module):
+    """The tower with a linear classifier of words on each of its tokens; class 0 is CTC's blank."""
+
+    def __init__(self, config: SpeechConfig, vocabulary: Sequence[str]) -> None:
+        super().__init__()
+        self.tower = SpeechTower(config)
+        self.head = nn.Linear(config.hidden_size, len(vocabulary) + 1)
+        self.vocabulary = tuple(vocabulary)
+
+    def forward(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [clips, tokens, 1 + words] and valid tokens [clips]."""
+        encoded, num_tokens = self.tower(features, num_frames)
+        return self.head(encoded).float().log_softmax(-1), num_tokens
+
+
+def initialise(tower: SpeechTower) -> None:
+    """Let the strided convolutions keep the size of what passes through (He et al. 2015); smaller weights starve what
+    follows of signal, and training stays for thousands of steps on its plateau."""
+    for stage in tower.subsampling.stages:
+        for module in stage.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+
+def measure_features(tower: SpeechTower, shard: Shard) -> None:
+    """Set the tower's mean and inverse standard deviation to those of a shard's log-mels."""
+    frames = shard.frames[:: max(1, len(shard.frames) // 100_000)].float()
+    tower.mean.copy_(frames.mean(0))
+    tower.inverse_std.copy_(1 / frames.std(0).clamp(min=1e-2))
+
+
+def ctc_loss(model: WordTower, batch: SpeechBatch) -> Tensor:
+    """Mean over the clips of the loss per word."""
+    number = {word: index + 1 for index, word in enumerate(model.vocabulary)}
+    targets = torch.tensor([number[word] for words in batch.words for word in words], dtype=torch.long)
+    lengths = torch.tensor([len(words) for words in batch.words])
+    scores, num_tokens = model(batch.features, batch.num_frames)
+    return F.ctc_loss(scores.transpose(0, 1), targets, num_tokens, lengths, blank=BLANK, zero_infinity=True)
+
+
+def single_word_loss(model: WordTower, batch: SpeechBatch) -> Tensor:
+    """Of clips of one word each: cross-entropy of the mean score over a clip. It sets the tower going where CTC, which
+    must find out where the word is as well, stays on its plateau."""
+    number = {word: index + 1 for index, word in enumerate(model.vocabulary)}
+    targets = torch.tensor([number[words[0]] for words in batch.words])
+    encoded, num_tokens = model.tower(batch.features, batch.num_frames)
+    inside = torch.arange(encoded.shape[1]) < num_tokens[:, None]
+    pooled = (encoded * inside.unsqueeze(-1)).sum(1) / num_tokens[:, None]
+    return F.cross_entropy(model.head(pooled).float(), targets)
+
+
+@torch.inference_mode()
+def spoken_words(model: WordTower, batch: SpeechBatch) -> list[tuple[str, ...]]:
+    """The best path of each clip, collapsed."""
+    scores, num_tokens = model(batch.features, batch.num_frames)
+    said = []
+    for row, length in zip(scores.argmax(-1), num_tokens.tolist(), strict=True):
+        path = row[:length].unique_consecutive().tolist()
+        said.append(tuple(model.vocabulary[index - 1] for index in path if index != BLANK))
+    return said
+
+
+def word_error_rate(model: WordTower, utterances: Sequence[Utterance], *, frames: int = 12000) -> float:
+    """Over all the utterances, as they are."""
+    references, hypotheses = [], []
+    for group in by_length([len(utterance.features) for utterance in utterances], frames):
+        batch = collate([utterances[index] for index in group])
+        references += [" ".join(words) for words in batch.words]
+        hypotheses += [" ".join(words) for words in spoken_words(model, batch)]
+    return jiwer.wer(references, hypotheses)
+
+
+def train_tower(
+    config: SpeechConfig,
+    versions: Sequence[Path],
+    held_out: Mapping[str, Path],
+    vocabulary: Sequence[str],
+    options: TowerOptions,
+) -> WordTower:
+    """Train on the shards ``versions``, one after another, over and over.
+
+    Returns:
+        The exponential average of the weights.
+    """
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = WordTower(config, vocabulary)
+    initialise(model.tower)
+    measure_features(model.tower, Shard(versions[0], vocabulary))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.average))
+    averaged = cast(WordTower, average.module)
+    optimizer = adamw([model], learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+    scheduler = schedule(optimizer, options.steps, options.warmup)
+    watched = {name: list(Shard(path, vocabulary)) for name, path in held_out.items()}
+    batches = _batches(versions, vocabulary, options, generator)
+    started, losses = time.monotonic(), []
+    for step in range(options.steps):
+        batch = next(batches)
+        with half_precision():
+            loss = (single_word_loss if step < options.single_steps else ctc_loss)(model, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        average.update_parameters(model)
+        losses.append(loss.item())
+        if (step + 1) % options.log_every == 0 or step + 1 == options.steps:
+            model.eval()
+            errors = {name: word_error_rate(averaged, clips) for name, clips in watched.items()}
+            shown = ", ".join(f"{name} {100 * error:.1f} %" for name, error in errors.items())
+            minutes = (time.monotonic() - started) / 60
+            log.info("tower: step %d, %.1f min, loss %.3f, WER %s", step + 1, minutes, sum(losses) / len(losses), shown)
+            model.train()
+            losses.clear()
+    return averaged
+
+
+def _batches(
+    versions: Sequence[Path], vocabulary: Sequence[str], options: TowerOptions, generator: torch.Generator
+) -> Iterator[SpeechBatch]:
+    """Endless; easier utterances first."""
+    step = 0
+    while True:
+        for path in versions:
+            shard = Shard(path, vocabulary)
+            stage = 0 if step < options.single_steps else 1 if step < options.number_steps else 2
+            lengths = [len(u.features) if _wanted(u.words, stage) else 0 for u in shard]
+            for group in by_length(lengths, options.frames, generator):
+                batch = collate([shard[index] for index in group])
+                strength = options.strength * max(0.0, (step - options.single_steps) / options.steps)
+                varied = vary_batch(batch.features, generator, strength=strength)
+                yield SpeechBatch(varied, batch.num_frames, batch.words)
+                step += 1
+                if step in (options.single_steps, options.number_steps):
+                    break
+
+
+def _wanted(words: Sequence[str], stage: int) -> bool:
+    """Stage 0: one number word; 1: number words; 2: anything."""
+    return stage == 2 or (set(words) <= set(NUMBER_WORDS) and (stage == 1 or len(words) == 1))

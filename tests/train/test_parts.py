@@ -1,0 +1,142 @@
+"""Tokenizer, words, augmentation, shards, batches, text and cards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from phi4mm.inputs.audio import Waveform, log_mel
+from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.model.config import Phi4MMConfig
+from phi4mm.train.augment import join, vary, vary_batch
+from phi4mm.train.batches import by_length, collate
+from phi4mm.train.card import write_cards
+from phi4mm.train.data import HELD_OUT_FSDD, speech_corpora
+from phi4mm.train.files import write_rows
+from phi4mm.train.fingerprint import fingerprint
+from phi4mm.train.shards import Shard
+from phi4mm.train.text import Corpus, TextTasks
+from phi4mm.train.tokenizer import CONTROL_TOKENS, VOCABULARY_SIZE
+from phi4mm.train.words import DIGITS, NUMBER_WORDS, OH, digit_sequence, number
+
+
+def test_every_digit_is_one_token(tokenizer: Tokenizer) -> None:
+    for word in (*DIGITS, OH):
+        assert len(tokenizer.encode(word)) == len(tokenizer.encode(f" {word}")) == 1
+
+
+@pytest.mark.parametrize("text", ["three five nine", "Zürich 42, <|end|>\n", "日本語 🎙"])
+def test_any_text_survives_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_control_tokens_come_last(tokenizer: Tokenizer) -> None:
+    ids = [tokenizer.control(token) for token in CONTROL_TOKENS]
+    assert ids == list(range(tokenizer.vocab_size - len(CONTROL_TOKENS), tokenizer.vocab_size))
+    assert tokenizer.vocab_size <= VOCABULARY_SIZE
+
+
+def test_scripts_hold_only_number_words() -> None:
+    random = Random(0)
+    for _ in range(100):
+        sequence = digit_sequence(random)
+        assert 2 <= len(sequence) <= 8
+        assert set(sequence) <= {*DIGITS, OH}
+        assert set(number(random)) <= set(NUMBER_WORDS)
+
+
+def test_varied_waveforms_can_be_heard() -> None:
+    random = np.random.default_rng(0)
+    tone = np.sin(np.arange(8000) / 5).astype(np.float32)
+    for _ in range(20):
+        varied = vary(Waveform(tone, 16000), random)
+        assert varied.sampling_rate in (8000, 16000)
+        assert 0.3 < varied.duration < 2.0
+        assert 0.01 < np.abs(varied.samples).max() < 1.5
+        assert torch.isfinite(log_mel(varied)).all()
+
+
+def test_joined_clips_follow_one_another() -> None:
+    clip = np.ones(1600, np.float32)
+    joined = join([clip] * 4, 8000, np.random.default_rng(0))
+    assert 4 * 1600 - 3 * 320 <= len(joined) <= 4 * 1600 + 3 * 2400
+
+
+def test_batches_vary_within_bounds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = 8 + torch.rand(6, 50, 80)
+    features[0, :, 40:] = 0  # 8 kHz
+    varied = vary_batch(features, generator)
+    assert varied.shape == features.shape
+    assert torch.isfinite(varied).all()
+    assert not torch.equal(varied[1], varied[2])
+    assert varied.min() >= 0
+    assert (varied[0, :, 40:] == 0).float().mean() > 0.6  # but for masked moments and bands
+    torch.testing.assert_close(vary_batch(features, generator, strength=0.0), features)
+
+
+def test_shards_give_back_what_was_written(shard: Path) -> None:
+    opened = Shard(shard, NUMBER_WORDS)
+    assert len(opened) == 6
+    assert opened[3].words == ("oh", "nine", "nine")
+    assert opened[3].features.shape == (120, 80)
+
+
+def test_groups_hold_every_item_once_within_the_budget(shard: Path) -> None:
+    lengths = [40, 40, 80, 120, 0, 40, 500]
+    groups = list(by_length(lengths, 200, torch.Generator().manual_seed(0)))
+    assert sorted(index for group in groups for index in group) == [0, 1, 2, 3, 5, 6]
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= 200
+    batch = collate([Shard(shard, NUMBER_WORDS)[index] for index in (0, 2)])
+    assert batch.features.shape == (2, 80, 80)
+    assert batch.num_frames.tolist() == [40, 80]
+
+
+def test_text_tasks_end_their_answers(tokenizer: Tokenizer, corpus: Corpus) -> None:
+    tasks, random = TextTasks(tokenizer, corpus), Random(0)
+    ends = (tokenizer.control("<|end|>"), tokenizer.control("<|endoftext|>"))
+    seen = set()
+    for _ in range(300):
+        example = tasks.draw(random)
+        seen.add(example.task)
+        assert 0 < example.answer_start < len(example.token_ids)
+        assert example.token_ids[-1] in ends
+    assert seen == {name for name, _, _ in tasks.tasks}
+
+
+def test_held_out_speakers_are_not_trained_on(tmp_path: Path) -> None:
+    for name, speakers in (("fsdd", ["george", *HELD_OUT_FSDD]), ("an4", [f"s{i:02}" for i in range(20)])):
+        rows = [{"audio_filepath": f"{who}.flac", "text": "ONE", "speaker": who} for who in speakers]
+        write_rows(tmp_path / name / "train.jsonl", rows)
+    split = speech_corpora(tmp_path, tmp_path / "no voices")
+    trained = {clip.speaker for clip in split.train}
+    held_out = {clip.speaker for clips in split.held_out.values() for clip in clips}
+    assert held_out == {*HELD_OUT_FSDD, "s00", "s10"}
+    assert not trained & held_out
+    assert len(trained) == 19
+
+
+def test_fingerprint_sees_every_byte_and_name() -> None:
+    tensors = {"a": torch.zeros(2, 2), "b": torch.ones(3, dtype=torch.bfloat16)}
+    found = fingerprint(tensors)
+    assert found == fingerprint(dict(reversed(tensors.items())))
+    changed = tensors["a"].clone()
+    changed[1, 1] = 1e-30
+    assert fingerprint({**tensors, "a": changed}) != found
+    assert fingerprint({"a": tensors["a"], "c": tensors["b"]}) != found
+
+
+def test_cards_tell_the_figures_and_what_is_untrained(config: Phi4MMConfig, tmp_path: Path) -> None:
+    figures = [{"group": "fsdd", "condition": "8 kHz", "wer": 0.0321, "clips": 500, "words": 500}]
+    write_cards(tmp_path, config, figures, ["flite-slt", "flite-awb"], "0123abcd")
+    card = (tmp_path / "assets" / "README.md").read_text(encoding="utf-8")
+    assert "| 500 | 500 | 3.2 % |" in card
+    assert "0123abcd" in card
+    assert "CC BY-SA 4.0" in card
+    assert "flite (2: slt, awb)" in card
+    assert "Untrained" in (tmp_path / "adapters" / "vision" / "README.md").read_text(encoding="utf-8")
