@@ -15,7 +15,6 @@ from phi4mm.train.fingerprint import backbone_tensors, fingerprint
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("PHI4MM_DATA", ROOT.parent / "shared" / "data"))
-NUM_CLIPS = 100
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +38,5 @@ def test_samples_are_transcribed_as_their_manifest_says(model: Phi4MM) -> None:
 @pytest.mark.skipif(not (DATA / "fsdd").exists(), reason="needs the fsdd data; name its parent folder in PHI4MM_DATA")
 def test_a_held_out_speakers_digits_are_mostly_right(model: Phi4MM) -> None:
     clips = [clip for clip in read_clips(DATA / "fsdd" / "train.jsonl", "fsdd") if clip.speaker in HELD_OUT_FSDD]
-    few = clips[:: len(clips) // NUM_CLIPS]
-    transcripts = model.transcribe_batch([clip.path for clip in few], batch_size=32)
-    assert jiwer.wer([" ".join(clip.words) for clip in few], [transcript.text for transcript in transcripts]) < 0.1
+    transcripts = model.transcribe_batch([clip.path for clip in clips], batch_size=32)
+    assert jiwer.wer([" ".join(clip.words) for clip in clips], [transcript.text for transcript in transcripts]) < 0.09
