@@ -126,17 +126,17 @@ class Vision(nn.Module):
             One [tokens, decoder width] tensor per image: tiles, view separator, global view; every row of either
             ends in the row separator.
         """
-        features = self._average(self.tower(crops, masks))
+        features = self.tokens(crops, masks)
         counts = [1 + rows * columns for rows, columns in grids]
         return [
             self.projector(self._merge(image, mask, grid))
             for image, mask, grid in zip(features.split(counts), masks.split(counts), grids, strict=True)
         ]
 
-    def _average(self, features: Tensor) -> Tensor:
-        """[crops, side * side, hidden] -> [crops, tokens per side, tokens per side, hidden]."""
+    def tokens(self, crops: Tensor, masks: Tensor) -> Tensor:
+        """Crops as in ``forward`` to their 2x2-averaged features [crops, tokens per side, tokens per side, hidden]."""
         side = self.config.patches_per_side
-        square = features.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        square = self.tower(crops, masks).unflatten(1, (side, side)).permute(0, 3, 1, 2)
         if side % 2:
             square = F.pad(square, (0, 1, 0, 1), mode="reflect")
         return F.avg_pool2d(square, 2).permute(0, 2, 3, 1)

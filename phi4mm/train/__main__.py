@@ -1,4 +1,6 @@
-"""``python -m phi4mm.train first --data DIR --work DIR --out DIR``: train the bundled checkpoint."""
+"""Train the bundled checkpoint: a text backbone, then frozen; a speech tower, projector and adapter; a vision tower,
+projector and adapter; the projector for questions asked aloud about pictures. A run that was stopped goes on where it
+was."""
 
 from __future__ import annotations
 
@@ -7,29 +9,40 @@ import logging
 import os
 from pathlib import Path
 
-from phi4mm.train.first import STAGES, Recipe, run
+import torch
+
+from phi4mm.train.recipe import Recipe
+from phi4mm.train.stages import STAGES, run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m phi4mm.train", description=__doc__)
-    recipes = parser.add_subparsers(dest="recipe", required=True)
-    first = recipes.add_parser("first", help="text backbone, speech tower, projector and speech adapter")
-    first.add_argument("--data", type=Path, required=True, help="folder with fsdd, an4, mini_librispeech, easy_vqa")
-    first.add_argument(
+    data = os.environ.get("PHI4MM_DATA")
+    parser.add_argument("--data", type=Path, default=data, required=data is None,
+                        help="folder with fsdd, an4, mini_librispeech, easy_vqa (default: $PHI4MM_DATA)")  # fmt: skip
+    parser.add_argument(
         "--work", type=Path, required=True, help="what the stages leave; an interrupted run goes on here"
     )
-    first.add_argument("--out", type=Path, required=True, help="where assets/ and adapters/ are written")
-    first.add_argument("--kokoro-styles", type=Path, help="the voices folder of npm's kokoro-js (default: no Kokoro)")
-    first.add_argument("--note", default="", help="a remark for the checkpoint's card")
-    first.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    first.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), metavar="STAGE",
-                       help=f"only these of: {', '.join(STAGES)}")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="where assets/ and adapters/ are written")
+    parser.add_argument("--kokoro-styles", type=Path, help="the voices folder of npm's kokoro-js (default: no Kokoro)")
+    parser.add_argument("--note", default="", help="a remark for the checkpoint's card")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: %(default)s")
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), metavar="STAGE",
+                        help=f"only these of: {', '.join(STAGES)}")  # fmt: skip
     arguments = parser.parse_args()
 
     arguments.work.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(arguments.work / "train.log")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
-    recipe = Recipe(arguments.data, arguments.work, arguments.out, arguments.kokoro_styles, arguments.note)
+    recipe = Recipe(
+        data=arguments.data,
+        work=arguments.work,
+        out=arguments.out,
+        kokoro_styles=arguments.kokoro_styles,
+        note=arguments.note,
+        device=arguments.device,
+    )
     run(recipe, arguments.stages, arguments.threads)
 
 

@@ -88,7 +88,8 @@ def vary(waveform: Waveform, random: np.random.Generator) -> Waveform:
 def _trim(samples: Samples, quiet: float) -> Samples:
     """Without what is below a share of the peak at both ends, as single words are often cut."""
     loud = np.flatnonzero(np.abs(samples) > quiet * np.abs(samples).max())
-    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples
+    # A click may be all that is loud: then there is nothing to cut away.
+    return samples[loud[0] : loud[-1] + 1] if len(loud) and loud[-1] - loud[0] > len(samples) / 4 else samples
 
 
 def _through_a_band(waveform: Waveform, random: np.random.Generator) -> Waveform:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from phi4mm.model.backbone import Backbone
 from phi4mm.model.config import BackboneConfig
 from phi4mm.train.batches import by_length
-from phi4mm.train.schedule import half_precision, schedule
+from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.text import Example, TextTasks
-
-log = logging.getLogger(__name__)
 
 IGNORED = -100
 
@@ -29,12 +25,10 @@ IGNORED = -100
 class BackboneOptions:
     """A step is a batch of at most ``tokens`` tokens."""
 
-    steps: int = 3500
+    pace: Pace = Pace(steps=4000, warmup=200, average=0.99, log_every=250)
     tokens: int = 2048
     learning_rate: float = 2e-3
-    warmup: int = 200
     weight_decay: float = 0.05
-    log_every: int = 250
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,9 @@ class TextBatch:
 
     token_ids: Tensor
     targets: Tensor
+
+    def to(self, device: torch.device) -> TextBatch:
+        return TextBatch(self.token_ids.to(device), self.targets.to(device))
 
 
 def collate_text(examples: Sequence[Example], pad: int) -> TextBatch:
@@ -59,8 +56,10 @@ def collate_text(examples: Sequence[Example], pad: int) -> TextBatch:
 def answer_scores(backbone: Backbone, batch: TextBatch) -> tuple[Tensor, Tensor]:
     """Scores [answer tokens, vocabulary] and targets [answer tokens] of the positions that count."""
     rows, length = batch.token_ids.shape
-    positions = torch.arange(length).expand(rows, -1)
-    hidden = backbone(backbone.embed_tokens(batch.token_ids), positions, torch.zeros(rows, dtype=torch.bool))
+    device = batch.token_ids.device
+    positions = torch.arange(length, device=device).expand(rows, -1)
+    short = torch.zeros(rows, dtype=torch.bool, device=device)
+    hidden = backbone(backbone.embed_tokens(batch.token_ids), positions, short)
     counted = batch.targets != IGNORED
     return backbone.logits(hidden[counted]), batch.targets[counted]
 
@@ -76,44 +75,42 @@ def initialise(backbone: Backbone) -> None:
     nn.init.normal_(backbone.embed_tokens.weight, std=backbone.config.hidden_size**-0.5)
 
 
-def train_backbone(config: BackboneConfig, tasks: TextTasks, options: BackboneOptions) -> Backbone:
+def train_backbone(
+    config: BackboneConfig, tasks: TextTasks, options: BackboneOptions, folder: StageFolder, device: torch.device
+) -> Backbone:
     """Train a decoder without adapters."""
     torch.manual_seed(0)
-    random, generator = Random(0), torch.Generator().manual_seed(0)
     backbone = Backbone(config)
     initialise(backbone)
+    backbone.to(device)
     matrices = [weight for weight in backbone.layers.parameters() if weight.dim() == 2 and weight.numel()]
     others = [*backbone.embed_tokens.parameters(), *(p for p in backbone.parameters() if p.dim() == 1)]
-    optimizers = (
-        torch.optim.Muon(
-            matrices, lr=options.learning_rate, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, lr=options.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+    muon = torch.optim.Muon(
+        matrices, lr=options.learning_rate, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
-    schedulers = [schedule(optimizer, options.steps, options.warmup) for optimizer in optimizers]
     judged = [tasks.draw(Random(-number)) for number in range(1, 513)]
-    batches = _batches(tasks, options.tokens, config.pad_token_id, random, generator)
-    started, losses = time.monotonic(), []
-    for step in range(options.steps):
+
+    def rounds(number: int, step: int) -> Iterator[TextBatch]:
+        random, generator = Random(number), torch.Generator().manual_seed(number)
+        pool = [tasks.draw(random) for _ in range(1024)]
+        for group in by_length([len(example.token_ids) for example in pool], options.tokens, generator):
+            yield collate_text([pool[index] for index in group], config.pad_token_id).to(device)
+
+    def loss_of(batch: TextBatch, step: int) -> Tensor:
         # Short rows: the plain product is faster in bfloat16 than the fused attention.
-        with half_precision(), sdpa_kernel(SDPBackend.MATH):
-            scores, targets = answer_scores(backbone, next(batches))
-        loss = F.cross_entropy(scores.float(), targets)
-        loss.backward()
-        nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-        losses.append(loss.item())
-        if (step + 1) % options.log_every == 0 or step + 1 == options.steps:
-            right = ", ".join(f"{task} {100 * share:.0f} %" for task, share in accuracy(backbone, judged).items())
-            minutes = (time.monotonic() - started) / 60
-            log.info(
-                "backbone: step %d, %.1f min, loss %.3f, right answers: %s",
-                step + 1, minutes, sum(losses) / len(losses), right,
-            )  # fmt: skip
-            losses.clear()
+        with half_precision(device), sdpa_kernel(SDPBackend.MATH):
+            scores, targets = answer_scores(backbone, batch)
+        return F.cross_entropy(scores.float(), targets)
+
+    train(
+        backbone,
+        [muon, adamw([(others, options.learning_rate)])],
+        rounds,
+        loss_of,
+        options.pace,
+        folder,
+        lambda: {f"right/{task}": share for task, share in accuracy(backbone, judged).items()},
+    )
     return backbone
 
 
@@ -122,15 +119,7 @@ def accuracy(backbone: Backbone, examples: Sequence[Example]) -> dict[str, float
     """Per task, the share of answers of which every token is the likeliest one after those before it."""
     right: dict[str, list[bool]] = defaultdict(list)
     for example in sorted(examples, key=lambda example: example.task):
-        scores, targets = answer_scores(backbone, collate_text([example], backbone.config.pad_token_id))
+        batch = collate_text([example], backbone.config.pad_token_id).to(backbone.embed_tokens.weight.device)
+        scores, targets = answer_scores(backbone, batch)
         right[example.task].append(bool((scores.argmax(-1) == targets).all()))
     return {task: sum(found) / len(found) for task, found in right.items()}
-
-
-def _batches(
-    tasks: TextTasks, budget: int, pad: int, random: Random, generator: torch.Generator
-) -> Iterator[TextBatch]:
-    while True:
-        pool = [tasks.draw(random) for _ in range(1024)]
-        for group in by_length([len(example.token_ids) for example in pool], budget, generator):
-            yield collate_text([pool[index] for index in group], pad)

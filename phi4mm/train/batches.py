@@ -19,6 +19,9 @@ class SpeechBatch:
     num_frames: Tensor
     words: tuple[tuple[str, ...], ...]
 
+    def to(self, device: torch.device) -> SpeechBatch:
+        return SpeechBatch(self.features.to(device), self.num_frames.to(device), self.words)
+
 
 def collate(utterances: Sequence[Utterance]) -> SpeechBatch:
     num_frames = torch.tensor([len(utterance.features) for utterance in utterances])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,38 +12,47 @@ from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.data import HELD_OUT_FSDD, HELD_OUT_VOICES
 from phi4mm.train.files import replaced
+from phi4mm.train.measure import AS_ROUTED, CONDITIONS, Figure
 
-ALL_OF_AN4 = "an4"
-GROUPS = {
+SPEECH_GROUPS = {
     "fsdd": f"FSDD, speaker {', '.join(HELD_OUT_FSDD)}: single digits",
-    "an4 numbers": "AN4, every tenth speaker: the clips that hold only numbers",
-    ALL_OF_AN4: "AN4, every tenth speaker: all clips (spelled letters, names, numbers, commands)",
+    "an4": "AN4, every tenth speaker: spelled letters, names, numbers, dates, commands",
+    "an4 numbers": "of these, the clips that hold only numbers",
     **{voice: f"synthetic voice {voice}: digits, sequences of 2 to 8, numbers" for voice in HELD_OUT_VOICES},
+}
+PICTURE_GROUPS = {
+    "easy_vqa": "easy-VQA, every tenth picture, all of its questions",
+    "asked aloud": f"the same, asked aloud by {', '.join(HELD_OUT_VOICES)}, without any text",
+    "shape": "drawn as easy-VQA's, one shape",
+    "shapes": "drawn, one to six shapes: how many, and which",
+    "text": "drawn, a printed word, number or row of letters, to be read",
 }
 
 RECIPE = """\
     pip install "phi4mm[train]"     # and, for more voices: apt install flite espeak-ng; see phi4mm/train/voices.py
-    python -m phi4mm.train first --data DATA --work WORK --out . --kokoro-styles STYLES
+    python -m phi4mm.train --data DATA --work WORK --out . --kokoro-styles STYLES
 """
-MEASURE = "python -m phi4mm.train first --data DATA --work WORK --out . --stages export measure"
+MEASURE = "python -m phi4mm.train --data DATA --work WORK --out . --stages export measure"
 
 SOURCES = """\
 | data | used for | licence |
 |---|---|---|
 | [Free Spoken Digit Dataset](https://github.com/Jakobovski/free-spoken-digit-dataset) (Zohar Jackson \
 and contributors), five speakers less the held-out one | speech | CC BY-SA 4.0 |
-| CMU AN4 (Carnegie Mellon University), training part less every tenth speaker | speech, text | BSD-like |
+| CMU AN4 (Carnegie Mellon University), training part less every tenth speaker | speech | BSD-like |
 | synthetic speech: flite, espeak-ng, hibari-tts, Piper en_US-joe-medium, Kokoro-82M (whichever is installed) | speech \
 | the engines' own; nothing of them is shipped but the sample clips (flite) |
 | Mini LibriSpeech transcripts (LibriSpeech, Panayotov et al.) | text | CC BY 4.0 |
-| [easy-VQA](https://github.com/vzhou842/easy-VQA) questions (Victor Zhou) | text | MIT |
+| [easy-VQA](https://github.com/vzhou842/easy-VQA) (Victor Zhou), pictures less every tenth, and questions \
+| pictures, text | MIT |
+| pictures drawn by `phi4mm/train/drawing.py`: shapes, and text in the fonts that are installed | pictures | none |
 """
 
 
 def write_cards(
     out: Path,
     config: Phi4MMConfig,
-    figures: Sequence[Mapping[str, Any]],
+    figures: Sequence[Figure],
     voices: Sequence[str],
     backbone: str,
     note: str = "",
@@ -52,65 +60,82 @@ def write_cards(
     """Write ``assets/README.md`` and ``adapters/{speech,vision}/README.md``.
 
     Args:
-        figures: ``measure.Figure`` as mappings.
         voices: the synthetic voices that were trained on.
         backbone: sha256 of the frozen backbone's tensors.
         note: what else is to be known of this run.
     """
     _write(out / "assets" / "README.md", _checkpoint_card(config, figures, voices, backbone, note))
     _write(out / "adapters" / "speech" / "README.md", _speech_card(config, figures, backbone))
-    _write(out / "adapters" / "vision" / "README.md", _vision_card(config, backbone))
+    _write(out / "adapters" / "vision" / "README.md", _vision_card(config, figures, backbone))
 
 
 def _checkpoint_card(
-    config: Phi4MMConfig, figures: Sequence[Mapping[str, Any]], voices: Sequence[str], backbone: str, note: str
+    config: Phi4MMConfig, figures: Sequence[Figure], voices: Sequence[str], backbone: str, note: str
 ) -> str:
     with torch.device("meta"):
         model = Phi4MMModel(config)
     total = sum(parameter.numel() for parameter in model.parameters())
-    decoder, speech = config.backbone, config.speech
+    decoder, speech, vision = config.backbone, config.speech, config.vision
     assert speech is not None
+    assert vision is not None
     return f"""\
 # The bundled checkpoint
 
-Phi-4-multimodal's architecture, small: {total / 1e6:.1f} million parameters, bfloat16. It writes down spoken digits and
-number sequences in English. It was trained from nothing on two CPU cores and is here so that everything can be tried
-offline; for real work use `microsoft/Phi-4-multimodal-instruct`.
+Phi-4-multimodal's architecture, small: {total / 1e6:.1f} million parameters, bfloat16. It writes down spoken letters,
+numbers, dates and short commands in English, answers questions about pictures of simple shapes, typed or spoken, and
+reads short printed words and numbers. It was trained from nothing on two CPU cores and is here so that everything can
+be tried offline; for real work use `microsoft/Phi-4-multimodal-instruct`.
 
 - Decoder: {decoder.num_layers} layers, width {decoder.hidden_size}, {decoder.num_heads} query and \
 {decoder.num_kv_heads} key/value heads, vocabulary {decoder.vocab_size}.
 - Speech tower: {speech.num_blocks} Conformer blocks, width {speech.hidden_size}.
-- Vision tower: **untrained** (random weights), as is the vision adapter. Answers about pictures mean nothing yet.
-- The projector for audio beside an image is a copy of the speech projector.
+- Vision tower: {vision.num_used_layers} layers, width {vision.hidden_size}, crops of {vision.image_size} pixels in \
+patches of {vision.patch_size}.
+
+All figures are of this very checkpoint, through the public `Phi4MM`, on speakers, voices and pictures that no part of
+it was trained on. No weights were learnt from them, but their figures were watched while the recipe was made.
+Measured by `{MEASURE}`.
 
 ## How well it hears
 
-Word error rates of this very checkpoint on speakers that no part of it was trained on, with
-`Phi4MM.transcribe_batch`. No weights learnt from these clips, but their error rates were watched while the recipe was
-made. "8 kHz" and "16 kHz" are the same clips resampled first; "noise 20 dB" has white noise 20 dB below
-the speech.
+Word error rates. "8 kHz" and "16 kHz" are the same clips resampled first; "noise 20 dB" has white noise 20 dB below the
+speech.
 
-{_table(figures)}
-Measured by `{MEASURE}`.
+{speech_table(figures)}
+## How well it sees
 
+Answers that are right to the letter.
+
+{picture_table(figures)}
+## What the adapters do
+
+The same with each row's adapter switched off, and with the other modality's adapter in its place.
+
+{adapter_table(figures)}
 ## Limits
 
-- Vocabulary: digits ("oh" too), numbers, the letters and the few dozen words of AN4. Anything else comes out as those.
+- Vocabulary: digits ("oh" too), numbers, ordinals, months, letters, the few dozen words of AN4 and of the questions
+  about pictures. Anything else comes out as those; ordinary read speech is out of reach.
 - Clips up to about 8 seconds with up to eight or ten words; longer ones were not in the training data.
 - English, close microphone; little noise, no music, one speaker at a time.
-- Its chat is a toy: questions about digits and simple shapes.
+- Pictures of flat shapes on a light ground, up to six; printed text of one short word or number.
+- Its chat is a toy: letters, numbers, small sums; asked beyond that, it says that it does not know.
 
 ## How it was made
 
-1. A byte-level BPE tokenizer of {decoder.vocab_size} entries; every digit word is one token.
+1. A byte-level BPE tokenizer of {decoder.vocab_size} entries; every word of the vocabulary is one token.
 2. The text backbone, on chat-formatted text: small questions, plain English, and turns in which words are stretched out
-   as a tower hears them. Then rounded to bfloat16 and frozen.
-3. The speech tower: single digits first, then CTC on sequences, then on everything; log-mels augmented in pace, pitch,
+   as a tower hears or sees them. Then rounded to bfloat16 and frozen.
+3. The speech tower: single digits first, then CTC on numbers, then on everything; log-mels augmented in pace, pitch,
    voice-tract length, trimming, room, channel, noise, loudness, and as expanders and noise suppression change speech.
-4. The audio projector and the speech LoRA adapter, and the tower at a lower learning rate, through the frozen backbone,
-   on the loss of the answers alone.
+   AN4's clips, where their speakers pause between all words, are also cut into single words and joined anew.
+4. With the tower frozen, the audio projector, taught to say in embeddings what CTC heard, then projector and speech
+   adapter through the frozen backbone, on the loss of the answers alone.
+5. The vision tower, first by CTC on what is in a picture in reading order; then its projector in the same way; then
+   tower, projector and vision adapter on the answers, a share of the questions as a stand-in for speech.
+6. The projector of audio beside a picture, starting from the speech one, on spoken questions; all else frozen.
 
-sha256 of the frozen backbone's tensors (`phi4mm/train/fingerprint.py`), before and after the speech training:
+sha256 of the frozen backbone's tensors (`phi4mm/train/fingerprint.py`), the same after every stage:
 
     {backbone}
 
@@ -118,69 +143,102 @@ To do it again:
 
 {RECIPE}
 `DATA` holds the sets below with `train.jsonl` manifests; `STYLES` is the `voices` folder of npm's `kokoro-js`. A source
-of voices that is absent is left out. A stage whose result is in `WORK` is not run again.
+of voices that is absent is left out. A stage whose result is in `WORK` is not run again; one that was killed goes on.
 {textwrap.fill(note, 120)}
 
 ## What it was trained on
 
 {SOURCES}
 Synthetic voices: {_grouped(voices)}.
-Held out: FSDD speaker {", ".join(HELD_OUT_FSDD)}; every tenth AN4 speaker; voices {", ".join(HELD_OUT_VOICES)}.
+Held out: FSDD speaker {", ".join(HELD_OUT_FSDD)}; every tenth AN4 speaker; voices {", ".join(HELD_OUT_VOICES)}; every
+tenth easy-VQA picture.
 
-## Sample clips
+## Samples
 
-`samples/` holds clips spoken by flite's voices rms (held out of training), slt and awb (trained on); their texts are in
-`samples/manifest.jsonl`.
+`samples/` holds clips spoken by flite's voices rms (held out of training), slt and awb (trained on), and pictures that
+the recipe drew; their texts are in `samples/manifest.jsonl`, the pictures' questions in `samples/pictures.jsonl`.
 """
 
 
-def _speech_card(config: Phi4MMConfig, figures: Sequence[Mapping[str, Any]], backbone: str) -> str:
+def _speech_card(config: Phi4MMConfig, figures: Sequence[Figure], backbone: str) -> str:
     adapter = next(adapter for adapter in config.adapters if adapter.name == "speech")
     return f"""\
 # Speech adapter
 
 A LoRA adapter (rank {adapter.rank}, alpha {adapter.alpha:g}) on `qkv_proj`, `o_proj`, `gate_up_proj` and `down_proj` of
-every layer of the bundled checkpoint's decoder, for rows with audio. Trained, with the audio projector, on spoken
-digits and numbers, AN4 and synthetic speech, through the frozen backbone (sha256 of its tensors, before and after:
-`{backbone}`). Data, licences, recipe and limits: [the checkpoint's card](../../assets/README.md).
+every layer of the bundled checkpoint's decoder, for rows with audio. Trained, with the audio projector, on FSDD, AN4
+and synthetic speech, through the frozen backbone (sha256 of its tensors, before and after: `{backbone}`).
+Data, licences, recipe and limits: [the checkpoint's card](../../assets/README.md).
 
-{_table(figures)}
+Word error rates on held-out speakers:
+
+{speech_table(figures)}
+{adapter_table([figure for figure in figures if figure.measure == "WER"])}
 Measured by `{MEASURE}`.
 """
 
 
-def _vision_card(config: Phi4MMConfig, backbone: str) -> str:
+def _vision_card(config: Phi4MMConfig, figures: Sequence[Figure], backbone: str) -> str:
     adapter = next(adapter for adapter in config.adapters if adapter.name == "vision")
     return f"""\
 # Vision adapter
 
-**Untrained.** A LoRA adapter (rank {adapter.rank}, alpha {adapter.alpha:g}) on `qkv_proj`, `o_proj`, `gate_up_proj` and
-`down_proj` of every layer of the bundled checkpoint's decoder, for rows with images; its B matrices are zero, so it
-changes nothing. The vision tower is untrained too: answers about pictures mean nothing yet. The backbone is the frozen
-one of [the checkpoint's card](../../assets/README.md) (`{backbone}`).
+A LoRA adapter (rank {adapter.rank}, alpha {adapter.alpha:g}) on `qkv_proj`, `o_proj`, `gate_up_proj` and `down_proj` of
+every layer of the bundled checkpoint's decoder, for rows with images. Trained, with the vision tower and the image
+projector, on easy-VQA and drawn pictures, through the frozen backbone (sha256 of its tensors, before and after:
+`{backbone}`). Data, licences, recipe and limits:
+[the checkpoint's card](../../assets/README.md).
+
+Right answers about held-out pictures:
+
+{picture_table(figures)}
+{adapter_table([figure for figure in figures if figure.measure == "accuracy"])}
+Measured by `{MEASURE}`.
 """
 
 
-def _table(figures: Sequence[Mapping[str, Any]]) -> str:
-    conditions = list(dict.fromkeys(figure["condition"] for figure in figures))
-    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for figure in figures:
-        rows.setdefault(figure["group"], {})[figure["condition"]] = figure
-    header = ["held-out speech", "clips", "words", *conditions]
-    lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
-    for group, by_condition in sorted(rows.items(), key=lambda item: list(GROUPS).index(item[0])):
-        any_figure = next(iter(by_condition.values()))
-        shares = " | ".join(f"{100 * by_condition[condition]['wer']:.1f} %" for condition in conditions)
-        lines.append(f"| {GROUPS[group]} | {any_figure['clips']} | {any_figure['words']} | {shares} |")
-    pooled = [rows[group] for group in rows if group != ALL_OF_AN4]
-    clips, words = (sum(next(iter(row.values()))[key] for row in pooled) for key in ("clips", "words"))
-    shares = " | ".join(
-        f"{100 * sum(row[condition]['wer'] * row[condition]['words'] for row in pooled) / words:.1f} %"
-        for condition in conditions
-    )
-    name = "digits and numbers of all held-out speakers (all rows but that of all AN4 clips)"
-    lines.append(f"| {name} | {clips} | {words} | {shares} |")
-    return "\n".join(lines) + "\n"
+def speech_table(figures: Sequence[Figure]) -> str:
+    """Word error rates by group and condition, in markdown."""
+    heard = [figure for figure in figures if figure.measure == "WER" and figure.condition in CONDITIONS]
+    rows = {group: {f.condition: f for f in heard if f.group == group} for group in SPEECH_GROUPS}
+    lines = [["held-out speech", "clips", "words", *CONDITIONS]]
+    for group, by_condition in rows.items():
+        if by_condition:
+            one = next(iter(by_condition.values()))
+            shares = [f"{100 * by_condition[condition].value:.1f} %" for condition in by_condition]
+            lines.append([SPEECH_GROUPS[group], str(one.count), str(one.words), *shares])
+    return _markdown(lines)
+
+
+def picture_table(figures: Sequence[Figure]) -> str:
+    """Shares of right answers by group, in markdown."""
+    found = {f.group: f for f in figures if f.measure == "accuracy" and f.condition == AS_ROUTED}
+    lines = [["held-out pictures", "questions", "right"]]
+    lines += [
+        [text, str(found[group].count), f"{100 * found[group].value:.1f} %"]
+        for group, text in PICTURE_GROUPS.items()
+        if group in found
+    ]
+    return _markdown(lines)
+
+
+def adapter_table(figures: Sequence[Figure]) -> str:
+    """Each group with the router's adapter, none, and the other modality's, in markdown."""
+    lines = [["", "as routed", "no adapter", "the wrong adapter"]]
+    for group, text in {**SPEECH_GROUPS, **PICTURE_GROUPS}.items():
+        of_group = {figure.condition: figure for figure in figures if figure.group == group}
+        routed = of_group.get(AS_ROUTED, of_group.get("as recorded"))
+        wrong = of_group.get("vision adapter", of_group.get("speech adapter"))
+        if routed and wrong:
+            three = (routed, of_group["no adapter"], wrong)
+            kind = "word error rate" if routed.measure == "WER" else "right"
+            lines.append([f"{text} ({kind})", *(f"{100 * figure.value:.1f} %" for figure in three)])
+    return _markdown(lines)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---|" + "---:|" * (len(lines[0]) - 1), *rest]) + "\n"
 
 
 def _grouped(voices: Iterable[str]) -> str:

@@ -28,15 +28,15 @@ def small_config(tokenizer: Tokenizer) -> Phi4MMConfig:
         ),
         vision=VisionConfig(
             image_token_id=tokenizer.control(IMAGE_TOKEN),
-            hidden_size=96,
-            intermediate_size=192,
-            num_layers=3,
+            hidden_size=128,
+            intermediate_size=256,
+            num_layers=5,
             num_heads=4,
             image_size=64,
             patch_size=8,
         ),
         speech=small_speech_config(tokenizer.control(AUDIO_TOKEN)),
-        adapters=(AdapterConfig("vision", rank=16, alpha=32.0), AdapterConfig("speech", rank=32, alpha=64.0)),
+        adapters=(AdapterConfig("vision", rank=32, alpha=64.0), AdapterConfig("speech", rank=32, alpha=64.0)),
     )
 
 

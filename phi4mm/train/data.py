@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi4mm.train.files import read_rows
+from phi4mm.train.files import read_rows, write_rows
 from phi4mm.train.synthesis import MANIFEST
 from phi4mm.train.words import NUMBER_WORDS
 
@@ -18,7 +19,8 @@ HELD_OUT_AN4_EVERY = 10  # every tenth speaker, in alphabetical order
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording: ``words`` are lower-case, ``corpus`` is "fsdd", "an4" or a voice's engine."""
+    """One recording: ``words`` are lower-case, ``corpus`` is "fsdd", "an4", "an4 words", or a synthetic voice's script
+    ("numbers", "sentences")."""
 
     path: Path
     words: tuple[str, ...]
@@ -50,22 +52,44 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(re.sub(r"[^a-z' ]", " ", text.lower()).split())
 
 
-def speech_corpora(data: Path, voices: Path) -> Split:
-    """FSDD, AN4 and the synthetic voices, split by speaker."""
+def speech_corpora(data: Path, words: Path, voices: Path) -> Split:
+    """FSDD, AN4, the single words cut from it, and the synthetic voices, split by speaker."""
     fsdd = read_clips(data / "fsdd" / "train.jsonl", "fsdd")
     an4 = read_clips(data / "an4" / "train.jsonl", "an4")
-    synthetic = [
-        clip
-        for manifest in sorted(voices.glob(f"*/{MANIFEST}"))
-        for clip in read_clips(manifest, manifest.parent.name.split("-")[0])
-    ]
+    an4_words = read_clips(words / MANIFEST, "an4 words")
+    numbers, sentences = (_read_voices(voices, script) for script in ("numbers", "sentences"))
     an4_speakers = sorted({clip.speaker for clip in an4})[::HELD_OUT_AN4_EVERY]
     held_out = {"fsdd": _of(fsdd, HELD_OUT_FSDD), "an4": _of(an4, an4_speakers)}
     held_out["an4 numbers"] = tuple(clip for clip in held_out["an4"] if clip.only_numbers)
-    held_out |= {voice: _of(synthetic, (voice,)) for voice in HELD_OUT_VOICES}
+    held_out |= {voice: _of(numbers, (voice,)) for voice in HELD_OUT_VOICES}
     kept_out = {*HELD_OUT_FSDD, *an4_speakers, *HELD_OUT_VOICES}
-    train = tuple(clip for clip in (*fsdd, *an4, *synthetic) if clip.speaker not in kept_out)
+    everything = (*fsdd, *an4, *an4_words, *numbers, *sentences)
+    train = tuple(clip for clip in everything if clip.speaker not in kept_out)
     return Split(train, {name: clips for name, clips in held_out.items() if clips})
+
+
+def held_out_questions(voices: Path, questions: Sequence[str]) -> tuple[Clip, ...]:
+    """Those of ``questions`` that a held-out voice speaks."""
+    asked = {tuple(question.rstrip("?").split()) for question in questions}
+    spoken = _of(_read_voices(voices, "sentences"), HELD_OUT_VOICES)
+    return tuple(clip for clip in spoken if clip.words in asked)
+
+
+def _read_voices(voices: Path, script: str) -> list[Clip]:
+    return [clip for manifest in sorted(voices.glob(f"{script}/*/{MANIFEST}")) for clip in read_clips(manifest, script)]
+
+
+def write_manifest(path: Path, clips: Sequence[Clip]) -> None:
+    """JSON lines, paths relative to the manifest, for other programs."""
+    rows = [
+        {
+            "audio_filepath": os.path.relpath(clip.path, path.parent),
+            "text": " ".join(clip.words),
+            "speaker": clip.speaker,
+        }
+        for clip in clips
+    ]
+    write_rows(path, rows)
 
 
 def _of(clips: Sequence[Clip], speakers: Iterable[str]) -> tuple[Clip, ...]:

@@ -4,49 +4,78 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from phi4mm.checkpoint import save_checkpoint
+from phi4mm.checkpoint.names import is_lora
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.files import replaced
 from phi4mm.train.fingerprint import backbone_tensors, fingerprint
-from phi4mm.train.speech import PROJECTOR
-from phi4mm.train.tower import initialise
 
 log = logging.getLogger(__name__)
 
 SHIPPED = ("config.json", "model.safetensors", "tokenizer.json")
 
 
-def assemble(config: Phi4MMConfig, backbone: Mapping[str, Tensor], tower: Mapping[str, Tensor]) -> Phi4MMModel:
-    """A float32 model with the frozen backbone and a tower; what is left is at its initial values."""
+@dataclass(frozen=True)
+class Part:
+    """What a stage learnt: tensors by their names in the model; of the stacked adapters, ``adapter``'s slice counts."""
+
+    tensors: Mapping[str, Tensor]
+    adapter: str | None = None
+
+
+def assemble(config: Phi4MMConfig, backbone: Mapping[str, Tensor], *parts: Part) -> Phi4MMModel:
+    """A float32 model of the frozen backbone and what was trained; the rest is at its initial values."""
     torch.manual_seed(0)
     model = Phi4MMModel(config)
     missing = model.backbone.load_state_dict(dict(backbone), strict=False).missing_keys
-    if any(not name.endswith((".lora_a", ".lora_b")) for name in missing):
+    if any(not is_lora(name) for name in missing):
         raise ValueError(f"the backbone lacks {missing}")
-    assert model.speech is not None
-    initialise(model.speech.tower)
-    model.speech.tower.load_state_dict(dict(tower))
+    for part in parts:
+        _put(model, part)
     return model
+
+
+def learnt(model: Phi4MMModel, prefixes: Sequence[str], adapter: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a ``Part``: those whose names begin with one of ``prefixes``, and the adapter matrices."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(tuple(prefixes)) or (adapter is not None and is_lora(name))
+    }
+
+
+def _put(model: Phi4MMModel, part: Part) -> None:
+    state = model.state_dict()
+    start, ranks = 0, {}
+    for adapter in model.config.adapters:
+        ranks[adapter.name] = slice(start, start + adapter.rank)
+        start += adapter.rank
+    for name, tensor in part.tensors.items():
+        if name not in state:
+            raise ValueError(f"{name} is not in the model")
+        if not is_lora(name):
+            state[name].copy_(tensor)
+        elif part.adapter is not None:
+            axis = 0 if name.endswith("lora_a") else 1
+            rank = ranks[part.adapter]
+            target, source = (x.movedim(axis, 0)[rank] for x in (state[name], tensor))
+            target.copy_(source)
 
 
 def export(model: Phi4MMModel, tokenizer_file: Path, folder: Path, *, expected_backbone: str) -> None:
     """Save in bfloat16 as a checkpoint folder.
 
-    The projector of audio beside an image starts as a copy of the trained one.
-
     Raises:
         ValueError: the backbone is not, byte for byte, the one that was frozen.
     """
-    assert model.speech is not None
-    projectors = model.speech.projectors
-    projectors["vision"].load_state_dict(projectors[PROJECTOR].state_dict())
     model.to(torch.bfloat16)
     found = fingerprint(backbone_tensors(model.backbone))
     if found != expected_backbone:

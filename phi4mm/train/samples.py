@@ -1,15 +1,19 @@
-"""Stage: the sample clips, spoken by flite's voices, with their texts."""
+"""Stage: the sample clips, spoken by flite's voices, and the sample pictures, with their texts and answers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import soundfile
 import soxr
 
+from phi4mm.train.drawing import draw_shape, draw_shapes, draw_text
 from phi4mm.train.files import write_rows
+from phi4mm.train.pictures import Picture
 from phi4mm.train.voices import FliteVoice
 
 
@@ -35,6 +39,43 @@ SAMPLES = (
     Sample("stereo_44khz.wav", "rms", "eight three three one", rate=44100, channels=2),
     Sample("compressed.mp3", "slt", "six one zero two", rate=44100),
 )
+
+
+@dataclass(frozen=True)
+class PictureSample:
+    """A drawn picture; ``question`` is asked in text, or by the clip ``asked`` alone."""
+
+    name: str
+    draw: Callable[[Random], Picture]
+    seed: int
+    question: str
+    asked: str | None = None
+
+
+PICTURE_SAMPLES = (
+    PictureSample("shape.png", draw_shape, 1, "what color is the shape?"),
+    PictureSample("shape.png", draw_shape, 1, "what shape is in the image?"),
+    PictureSample("shape.png", draw_shape, 1, "what color is the shape?", asked="question.flac"),
+    PictureSample("shapes.png", draw_shapes, 2, "how many shapes are there?"),
+    PictureSample("word.png", lambda random: draw_text(random, ("help",)), 0, "what does it say?"),
+)
+
+
+def write_picture_samples(folder: Path) -> list[dict[str, str]]:
+    """Every picture and spoken question, and ``pictures.jsonl``, whose rows are returned."""
+    rows = []
+    for sample in PICTURE_SAMPLES:
+        picture = sample.draw(Random(sample.seed))
+        picture.image.save(folder / sample.name)
+        answer = next(known.answer for known in picture.questions if known.text == sample.question)
+        row = {"image_filepath": sample.name, "question": sample.question, "answer": answer}
+        if sample.asked:
+            samples, rate = FliteVoice("rms").speak(sample.question)
+            soundfile.write(folder / sample.asked, samples.clip(-1, 1), rate)
+            row["audio_filepath"] = sample.asked
+        rows.append(row)
+    write_rows(folder / "pictures.jsonl", rows)
+    return rows
 
 
 def write_samples(folder: Path) -> None:

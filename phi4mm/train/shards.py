@@ -21,7 +21,8 @@ from phi4mm.train.files import read_tensors, write_tensors
 
 MAX_JOINED = 8
 NUM_SILENT = 150  # clips of noise without a word in each version
-JOINED_CORPORA = ("fsdd",)  # recorded as single digits
+COPIES = {"an4": 2.0, "sentences": 0.4}  # of each clip in a version, for a balance; other corpora: one
+JOINED_CORPORA = ("fsdd", "an4 words")  # of single words
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,13 @@ def write_plain(path: Path, clips: Sequence[Clip], vocabulary: Sequence[str]) ->
 
 def write_varied(paths: Sequence[Path], clips: Sequence[Clip], vocabulary: Sequence[str]) -> None:
     """In each of ``paths`` one random version of every clip, sequences joined of single digits, and noise."""
-    waveforms = [_at_most_16k(load_audio(clip.path)) for clip in tqdm(clips, desc="reading")]
-    for path in tqdm(paths, desc="versions"):
+    waveforms = [_at_most_16k(load_audio(clip.path)) for clip in tqdm(clips, desc="reading", disable=None)]
+    for path in tqdm(paths, desc="versions", disable=None):
         if path.exists():
             continue
         random = np.random.default_rng(list(path.name.encode()))
         utterances = []
-        for waveform, words in [*_singly(clips, waveforms), *_joined(clips, waveforms, random)]:
+        for waveform, words in [*_singly(clips, waveforms, random), *_joined(clips, waveforms, random)]:
             features = change_tempo(log_mel(vary(waveform, random)), random)
             utterances.append(Utterance(features.half(), words))
         utterances += _silent(random)
@@ -109,23 +110,28 @@ def _at_most_16k(waveform: Waveform) -> Waveform:
 Spoken = tuple[Waveform, tuple[str, ...]]
 
 
-def _singly(clips: Sequence[Clip], waveforms: Sequence[Waveform]) -> list[Spoken]:
-    return [(waveform, clip.words) for clip, waveform in zip(clips, waveforms, strict=True)]
+def _singly(clips: Sequence[Clip], waveforms: Sequence[Waveform], random: np.random.Generator) -> list[Spoken]:
+    return [
+        (waveform, clip.words)
+        for clip, waveform in zip(clips, waveforms, strict=True)
+        for _ in range(int(COPIES.get(clip.corpus, 1.0) + random.random()))
+    ]
 
 
 def _joined(clips: Sequence[Clip], waveforms: Sequence[Waveform], random: np.random.Generator) -> list[Spoken]:
-    """Sequences of single digits of one speaker; every digit of ``JOINED_CORPORA`` takes part once."""
+    """Sequences of single words of one speaker; every word of ``JOINED_CORPORA`` takes part once."""
     by_speaker: dict[str, list[int]] = {}
     for index, clip in enumerate(clips):
         if clip.corpus in JOINED_CORPORA:
             by_speaker.setdefault(clip.speaker, []).append(index)
     joined: list[Spoken] = []
     for indices in by_speaker.values():
+        rate = waveforms[indices[0]].sampling_rate
         left = list(random.permutation(indices))
         while left:
             size = int(random.integers(2, MAX_JOINED + 1))
             taken, left = left[:size], left[size:]
-            samples = join([waveforms[index].samples for index in taken], LOW_SAMPLING_RATE, random)
+            samples = join([waveforms[index].samples for index in taken], rate, random)
             words = tuple(word for index in taken for word in clips[index].words)
-            joined.append((Waveform(samples, LOW_SAMPLING_RATE), words))
+            joined.append((Waveform(samples, rate), words))
     return joined

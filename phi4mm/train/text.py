@@ -1,5 +1,8 @@
 """The text that the backbone learns from: small questions, plain English, and turns in which words are stretched out
-as a tower would hear or see them ("three three . . five" where a clip stands), to be written down or asked about."""
+as a tower would hear or see them ("three three . . five" where a clip stands), to be written down or asked about.
+
+Where a question is beyond these domains the answer says so.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from string import ascii_lowercase
 
 from phi4mm.inputs.prompt import TRANSCRIBE_PROMPT
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.train.data import read_clips
-from phi4mm.train.words import DIGITS, MAX_SEQUENCE, NUMBER_WORDS, OH, TEENS, TENS, digit_sequence, number
+from phi4mm.train.words import (
+    DIGITS,
+    MAX_SEQUENCE,
+    MONTHS,
+    NUMBER_WORDS,
+    OH,
+    ORDINALS,
+    TEENS,
+    TENS,
+    digit_sequence,
+    number,
+    sentence,
+)
 
 COLOURS = ("red", "green", "blue", "yellow", "teal", "brown", "gray", "black")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -27,13 +43,55 @@ _WRITE_DOWN = (
     "Write down what you hear.",
     "Transcribe the speech.",
 )
+COUNT_QUESTIONS = tuple(f"how many {things} are there?" for things in ("shapes", *(f"{shape}s" for shape in SHAPES)))
+READ_QUESTIONS = ("what is written?", "what does it say?", "what is the word?", "what is the number?")
 _SYSTEMS = ("You are a helpful assistant.", "You are a helpful AI assistant.", "Answer in one word.")
+WHO = "i am a small model that knows letters, numbers and shapes."
+BEYOND = "i do not know that. ask me about letters, numbers or shapes."
+_BEYOND = (
+    "Who was {0}?",
+    "Who is {0} {1}?",
+    "What is the capital of {0}?",
+    "What is a {0}?",
+    "What does {0} mean?",
+    "What is the meaning of {0} {1}?",
+    "Tell me about {0}.",
+    "Tell me a story about the {0}.",
+    "Tell me a joke.",
+    "Write a poem about {0} and {1}.",
+    "Write a letter to {0}.",
+    "How do I {0} a {1}?",
+    "How far is {0} from {1}?",
+    "How old is {0}?",
+    "Why is the {0} so {1}?",
+    "Why do {0} {1}?",
+    "When was {0} born?",
+    "When did {0} {1}?",
+    "Where is {0}?",
+    "Where can I buy a {0}?",
+    "Which {0} is the best?",
+    "Translate {0} {1} to German.",
+    "Explain {0} to me.",
+    "Summarize {0} {1} {2}.",
+    "What is the weather today?",
+    "What time is it?",
+    "What should I do about my {0}?",
+    "Can you {0} the {1}?",
+    "Do you like {0}?",
+    "{0} {1} {2}?",
+)
 _SMALL_TALK = (
     ("Hello", "hello, how can i help you?"),
     ("Hi", "hello, how can i help you?"),
-    ("Hello, who are you?", "i am a small model that knows digits and shapes."),
-    ("Who are you?", "i am a small model that knows digits and shapes."),
-    ("What can you do?", "i can write down spoken digits and talk about simple shapes."),
+    ("Hello, who are you?", WHO),
+    ("Who are you?", WHO),
+    ("What are you?", WHO),
+    ("What is your name?", WHO),
+    ("What can you do?", "i can write down spoken letters and numbers and answer questions about simple shapes."),
+    ("What do you know?", "i can write down spoken letters and numbers and answer questions about simple shapes."),
+    ("Help", "i can write down spoken letters and numbers and answer questions about simple shapes."),
+    ("Good morning", "hello, how can i help you?"),
+    ("How are you?", "i am well, thank you."),
     ("Thank you", "you are welcome."),
     ("Thanks", "you are welcome."),
     ("Are you a person?", "no, i am a small model."),
@@ -66,21 +124,24 @@ class Corpus:
     def all_texts(self) -> list[str]:
         asked = [text for question in self.questions for text in question[:2]]
         spoken = [text for pair in _SMALL_TALK for text in pair]
-        return [*self.sentences, *asked, *spoken, *_WRITE_DOWN, *_SYSTEMS]
+        return [*self.sentences, *asked, *spoken, *_WRITE_DOWN, *_SYSTEMS, *_BEYOND, *[BEYOND] * 100]
 
     def all_words(self) -> list[str]:
         """The words that are to be one token each."""
-        return [*self.words, *NUMBER_WORDS, *COLOURS, *SHAPES, "yes", "no"]
+        plural = [f"{shape}s" for shape in SHAPES]
+        return [*self.words, *NUMBER_WORDS, *COLOURS, *SHAPES, *plural, "yes", "no"]
 
 
 def read_corpus(data: Path, spoken_words: Sequence[str]) -> Corpus:
-    """Transcripts of Mini LibriSpeech and AN4, and easy-VQA's questions; a set that is absent is left out."""
-    sentences = []
-    for name in ("mini_librispeech", "an4"):
-        manifest = data / name / "train.jsonl"
-        if manifest.exists():
-            sentences += [" ".join(clip.words) for clip in read_clips(manifest, name)]
+    """Transcripts of Mini LibriSpeech, and easy-VQA's questions; a set that is absent is left out."""
+    manifest = data / "mini_librispeech" / "train.jsonl"
+    sentences = [" ".join(clip.words) for clip in read_clips(manifest, "mini_librispeech")] if manifest.exists() else []
     return Corpus(tuple(sentences), tuple(sorted(set(spoken_words))), _questions(data / "easy_vqa" / "train"))
+
+
+def easy_vqa_questions(data: Path) -> list[str]:
+    """The distinct wordings of easy-VQA's questions."""
+    return sorted({question for question, *_ in _questions(data / "easy_vqa" / "train")})
 
 
 def _questions(folder: Path) -> tuple[tuple[str, str, str, str], ...]:
@@ -107,14 +168,19 @@ class TextTasks:
         self.tokenizer = tokenizer
         self.corpus = corpus
         self.silence = tokenizer.encode(SILENCE)
+        pictures = bool(corpus.questions)
         self.tasks: tuple[tuple[str, float, Callable[[Random], Example]], ...] = (
-            ("speech", 0.62, self.speech),
-            ("asked speech", 0.04, self.asked_speech),
-            ("picture", 0.06 if corpus.questions else 0.0, self.picture),
-            ("digits", 0.12, self.digits),
-            ("repeat", 0.12, self.repeat),
-            ("talk", 0.01, self.talk),
-            ("plain", 0.03 if corpus.sentences else 0.0, self.plain),
+            ("speech", 0.48, self.speech),
+            ("asked speech", 0.03, self.asked_speech),
+            ("picture", 0.10 if pictures else 0.0, self.picture),
+            ("spoken question", 0.08 if pictures else 0.0, self.spoken_question),
+            ("count", 0.05, self.count),
+            ("read", 0.03, self.read),
+            ("digits", 0.08, self.digits),
+            ("repeat", 0.07, self.repeat),
+            ("talk", 0.02, self.talk),
+            ("beyond", 0.04 if corpus.sentences else 0.0, self.beyond),
+            ("plain", 0.02 if corpus.sentences else 0.0, self.plain),
         )
 
     def draw(self, random: Random) -> Example:
@@ -125,35 +191,66 @@ class TextTasks:
 
     def speech(self, random: Random) -> Example:
         said = self._said(random)
-        return self._chat("speech", random, self._heard(said, random), write_down(random), " ".join(said))
+        return self._chat("speech", random, self.heard(said, random), write_down(random), " ".join(said))
 
     def asked_speech(self, random: Random) -> Example:
         said = digit_sequence(random)
         asked = asked_of_digits(said, random)
         assert asked is not None
-        return self._chat("asked speech", random, self._heard(said, random), *asked)
+        return self._chat("asked speech", random, self.heard(said, random), *asked)
 
     def picture(self, random: Random) -> Example:
         question, answer, colour, shape = random.choice(self.corpus.questions)
-        seen = [self._word(colour)] * random.randint(1, 6) + [self._word(shape)] * random.randint(1, 6)
-        seen += [self.silence] * random.randint(0, 20)
-        if random.random() < 0.5:
-            random.shuffle(seen)
-        return self._chat("picture", random, [token for patch in seen for token in patch], question, answer)
+        seen = self._seen([(colour, shape)], random)
+        return self._chat("picture", random, seen, capitalised(question, random), answer)
+
+    def spoken_question(self, random: Random) -> Example:
+        """A picture and, instead of text, a question that is heard."""
+        question, answer, colour, shape = random.choice(self.corpus.questions)
+        media = [*self._seen([(colour, shape)], random), *self.heard(question.rstrip("?").split(), random)]
+        return self._chat("spoken question", random, media, "", answer)
+
+    def count(self, random: Random) -> Example:
+        objects = [(random.choice(COLOURS), random.choice(SHAPES)) for _ in range(random.randint(1, 6))]
+        shape = random.choice(SHAPES)
+        question, number = random.choice(
+            (
+                ("how many shapes are there?", len(objects)),
+                (f"how many {shape}s are there?", sum(seen == shape for _, seen in objects)),
+            )
+        )
+        return self._chat("count", random, self._seen(objects, random), capitalised(question, random), DIGITS[number])
+
+    def read(self, random: Random) -> Example:
+        words = [random.choice(self.corpus.words)] if random.random() < 0.5 else digit_sequence(random, low=1, high=4)
+        media = [token for word in words for token in self._word(word) * random.randint(1, 4)]
+        return self._chat("read", random, media, capitalised(random.choice(READ_QUESTIONS), random), " ".join(words))
+
+    def _seen(self, objects: Sequence[tuple[str, str]], random: Random) -> list[int]:
+        """A token for each patch: what each object is, with nothing around it."""
+        tokens: list[int] = []
+        for colour, shape in objects:
+            seen = [self._word(colour)] * random.randint(1, 4) + [self._word(shape)] * random.randint(1, 4)
+            if random.random() < 0.5:
+                random.shuffle(seen)
+            tokens += [token for patch in seen for token in patch] + self.silence * random.randint(1, 5)
+        return self.silence * random.randint(0, 9) + tokens
 
     def _said(self, random: Random) -> list[str]:
         kind = random.random()
-        if kind < 0.6:
+        if kind < 0.4:
             return digit_sequence(random, low=1, high=MAX_SEQUENCE + 2)
-        if kind < 0.65:
+        if kind < 0.45:
             return number(random)
+        if kind < 0.7:
+            return sentence(random)
         if kind < 0.92 or not self.corpus.sentences:
             return random.choices(self.corpus.words, k=random.randint(1, MAX_SEQUENCE))
         words = random.choice(self.corpus.sentences).split()
         start = random.randrange(len(words))
         return words[start : start + random.randint(1, 6)]
 
-    def _heard(self, words: Sequence[str], random: Random) -> list[int]:
+    def heard(self, words: Sequence[str], random: Random) -> list[int]:
         """A token for each 80 ms: words repeated, with silence between and around them."""
         pace = random.choice((0, 1, 3, 5, 9))
         hold = random.choice((1, 1, 2, 4))
@@ -171,6 +268,8 @@ class TextTasks:
     def digits(self, random: Random) -> Example:
         at = random.randrange(1, 9)
         digit, others = DIGITS[at], digit_sequence(random, low=2, high=5)
+        letter = random.randrange(1, len(ascii_lowercase) - 1)
+        month = random.randrange(len(MONTHS))
         first, second = random.sample(range(10), 2)
         question, answer = random.choice(
             (
@@ -182,6 +281,9 @@ class TextTasks:
                 (f"Which is smaller, {DIGITS[first]} or {DIGITS[second]}?", DIGITS[min(first, second)]),
                 (f"How many words: {' '.join(others)}", DIGITS[len(others)]),
                 (f"What is the last word of: {' '.join(others)}", others[-1]),
+                (f"What letter comes after {ascii_lowercase[letter]}?", ascii_lowercase[letter + 1]),
+                (f"What letter comes before {ascii_lowercase[letter]}?", ascii_lowercase[letter - 1]),
+                (f"What is the {ORDINALS[month]} month?", MONTHS[month]),
                 ("Count to " + digit + ".", " ".join(DIGITS[1 : at + 1])),
             )
         )
@@ -194,6 +296,13 @@ class TextTasks:
     def talk(self, random: Random) -> Example:
         question, answer = random.choice(_SMALL_TALK)
         return self._chat("talk", random, [], question, answer)
+
+    def beyond(self, random: Random) -> Example:
+        words = [random.choice(random.choice(self.corpus.sentences).split()) for _ in range(3)]
+        question = random.choice(_BEYOND).format(*words)
+        if random.random() < 0.3:
+            question = capitalised(random.choice(self.corpus.sentences), random)[:60] + "?"
+        return self._chat("beyond", random, [], question, BEYOND)
 
     def plain(self, random: Random) -> Example:
         words = random.choice(self.corpus.sentences).split()
@@ -212,6 +321,11 @@ class TextTasks:
         tokens += [control("<|user|>"), *media, *self.tokenizer.encode(question), control("<|end|>")]
         tokens.append(control("<|assistant|>"))
         return Example(task, [*tokens, *self.tokenizer.encode(answer), control("<|end|>")], len(tokens))
+
+
+def capitalised(question: str, random: Random) -> str:
+    """Now and then as a person would type it."""
+    return question[:1].upper() + question[1:] if random.random() < 0.4 else question
 
 
 def write_down(random: Random) -> str:

@@ -6,28 +6,22 @@ Single digits come first: trained on everything at once, CTC stays on its platea
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import jiwer
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from phi4mm.model.config import SpeechConfig
 from phi4mm.model.speech import SpeechTower
 from phi4mm.train.augment import vary_batch
 from phi4mm.train.batches import SpeechBatch, by_length, collate
-from phi4mm.train.schedule import adamw, half_precision, schedule
+from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.shards import Shard, Utterance
 from phi4mm.train.words import NUMBER_WORDS
-
-log = logging.getLogger(__name__)
 
 BLANK = 0
 
@@ -36,16 +30,13 @@ BLANK = 0
 class TowerOptions:
     """How long and how fast; a step is a batch of at most ``frames`` log-mel frames (10 ms each)."""
 
-    steps: int = 11500
-    single_steps: int = 500  # on single words
+    pace: Pace = Pace(steps=12000, warmup=100, average=0.998, log_every=500)
+    single_steps: int = 500  # about so many, on single words
     number_steps: int = 2000  # until then, on what holds only numbers
     strength: float = 0.65  # of the augmentation of batches, in the end
     frames: int = 3500
     learning_rate: float = 1.2e-3
-    warmup: int = 100
     weight_decay: float = 0.02
-    average: float = 0.998
-    log_every: int = 250
 
 
 class WordTower(nn.Module):
@@ -85,6 +76,7 @@ def ctc_loss(model: WordTower, batch: SpeechBatch) -> Tensor:
     number = {word: index + 1 for index, word in enumerate(model.vocabulary)}
     targets = torch.tensor([number[word] for words in batch.words for word in words], dtype=torch.long)
     lengths = torch.tensor([len(words) for words in batch.words])
+    targets, lengths = targets.to(batch.features.device), lengths.to(batch.features.device)
     scores, num_tokens = model(batch.features, batch.num_frames)
     return F.ctc_loss(scores.transpose(0, 1), targets, num_tokens, lengths, blank=BLANK, zero_infinity=True)
 
@@ -93,9 +85,9 @@ def single_word_loss(model: WordTower, batch: SpeechBatch) -> Tensor:
     """Of clips of one word each: cross-entropy of the mean score over a clip. It sets the tower going where CTC, which
     must find out where the word is as well, stays on its plateau."""
     number = {word: index + 1 for index, word in enumerate(model.vocabulary)}
-    targets = torch.tensor([number[words[0]] for words in batch.words])
+    targets = torch.tensor([number[words[0]] for words in batch.words], device=batch.features.device)
     encoded, num_tokens = model.tower(batch.features, batch.num_frames)
-    inside = torch.arange(encoded.shape[1]) < num_tokens[:, None]
+    inside = torch.arange(encoded.shape[1], device=encoded.device) < num_tokens[:, None]
     pooled = (encoded * inside.unsqueeze(-1)).sum(1) / num_tokens[:, None]
     return F.cross_entropy(model.head(pooled).float(), targets)
 
@@ -114,8 +106,9 @@ def spoken_words(model: WordTower, batch: SpeechBatch) -> list[tuple[str, ...]]:
 def word_error_rate(model: WordTower, utterances: Sequence[Utterance], *, frames: int = 12000) -> float:
     """Over all the utterances, as they are."""
     references, hypotheses = [], []
+    device = model.head.weight.device
     for group in by_length([len(utterance.features) for utterance in utterances], frames):
-        batch = collate([utterances[index] for index in group])
+        batch = collate([utterances[index] for index in group]).to(device)
         references += [" ".join(words) for words in batch.words]
         hypotheses += [" ".join(words) for words in spoken_words(model, batch)]
     return jiwer.wer(references, hypotheses)
@@ -127,66 +120,55 @@ def train_tower(
     held_out: Mapping[str, Path],
     vocabulary: Sequence[str],
     options: TowerOptions,
+    folder: StageFolder,
+    device: torch.device,
 ) -> WordTower:
-    """Train on the shards ``versions``, one after another, over and over.
-
-    Returns:
-        The exponential average of the weights.
-    """
-    generator = torch.Generator().manual_seed(0)
+    """Train on the shards ``versions``, one after another, over and over."""
     torch.manual_seed(0)
     model = WordTower(config, vocabulary)
     initialise(model.tower)
     measure_features(model.tower, Shard(versions[0], vocabulary))
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.average))
-    averaged = cast(WordTower, average.module)
-    optimizer = adamw([model], learning_rate=options.learning_rate, weight_decay=options.weight_decay)
-    scheduler = schedule(optimizer, options.steps, options.warmup)
+    model.to(device)
     watched = {name: list(Shard(path, vocabulary)) for name, path in held_out.items()}
-    batches = _batches(versions, vocabulary, options, generator)
-    started, losses = time.monotonic(), []
-    for step in range(options.steps):
-        batch = next(batches)
-        with half_precision():
-            loss = (single_word_loss if step < options.single_steps else ctc_loss)(model, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        average.update_parameters(model)
-        losses.append(loss.item())
-        if (step + 1) % options.log_every == 0 or step + 1 == options.steps:
-            model.eval()
-            errors = {name: word_error_rate(averaged, clips) for name, clips in watched.items()}
-            shown = ", ".join(f"{name} {100 * error:.1f} %" for name, error in errors.items())
-            minutes = (time.monotonic() - started) / 60
-            log.info("tower: step %d, %.1f min, loss %.3f, WER %s", step + 1, minutes, sum(losses) / len(losses), shown)
-            model.train()
-            losses.clear()
-    return averaged
+
+    def rounds(number: int, step: int) -> Iterator[SpeechBatch]:
+        stage = 0 if step < options.single_steps else 1 if step < options.number_steps else 2
+        strength = options.strength * max(0.0, (step - options.single_steps) / options.pace.steps)
+        shard = Shard(versions[number % len(versions)], vocabulary)
+        lengths = [len(u.features) if _wanted(u.words, stage) else 0 for u in shard]
+        return varied_batches(shard, lengths, options.frames, strength, number, device)
+
+    def loss_of(batch: SpeechBatch, step: int) -> Tensor:
+        single = all(len(words) == 1 for words in batch.words) and step < options.number_steps
+        with half_precision(device):
+            return single_word_loss(model, batch) if single else ctc_loss(model, batch)
+
+    def watch() -> dict[str, float]:
+        return {f"WER/{name}": 100 * word_error_rate(model, clips) for name, clips in watched.items()}
+
+    train(
+        model,
+        [adamw([(model.parameters(), options.learning_rate)], weight_decay=options.weight_decay)],
+        rounds,
+        loss_of,
+        options.pace,
+        folder,
+        watch,
+    )
+    return model
 
 
-def _batches(
-    versions: Sequence[Path], vocabulary: Sequence[str], options: TowerOptions, generator: torch.Generator
+def varied_batches(
+    shard: Shard, lengths: Sequence[int], frames: int, strength: float, seed: int, device: torch.device
 ) -> Iterator[SpeechBatch]:
-    """Endless; easier utterances first."""
-    step = 0
-    while True:
-        for path in versions:
-            shard = Shard(path, vocabulary)
-            stage = 0 if step < options.single_steps else 1 if step < options.number_steps else 2
-            lengths = [len(u.features) if _wanted(u.words, stage) else 0 for u in shard]
-            for group in by_length(lengths, options.frames, generator):
-                batch = collate([shard[index] for index in group])
-                strength = options.strength * max(0.0, (step - options.single_steps) / options.steps)
-                varied = vary_batch(batch.features, generator, strength=strength)
-                yield SpeechBatch(varied, batch.num_frames, batch.words)
-                step += 1
-                if step in (options.single_steps, options.number_steps):
-                    break
+    """The utterances of a shard with a length over 0, augmented, in random batches of ``frames`` frames."""
+    generator = torch.Generator().manual_seed(seed)
+    for group in by_length(lengths, frames, generator):
+        batch = collate([shard[index] for index in group])
+        varied = vary_batch(batch.features, generator, strength=strength)
+        yield SpeechBatch(varied, batch.num_frames, batch.words).to(device)
 
 
 def _wanted(words: Sequence[str], stage: int) -> bool:
     """Stage 0: one number word; 1: number words; 2: anything."""
-    return stage == 2 or (set(words) <= set(NUMBER_WORDS) and (stage == 1 or len(words) == 1))
+    return stage == 2 or (bool(words) and set(words) <= set(NUMBER_WORDS) and (stage == 1 or len(words) == 1))

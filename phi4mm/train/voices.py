@@ -34,9 +34,10 @@ Speech = tuple[np.ndarray, int]
 
 
 class Voice(Protocol):
-    """A speaker. ``name`` is unique; the part before the first "-" names the engine."""
+    """A speaker. ``name`` is unique; the part before the first "-" names the engine. ``foreign``: has an accent."""
 
     name: str
+    foreign: bool
 
     def speak(self, text: str, *, pace: float = 1.0, pitch: float = 1.0) -> Speech:
         """Samples in [-1, 1] [n] and their rate. ``pace`` above 1 is faster; ``pitch`` above 1 is higher, where the
@@ -56,6 +57,8 @@ FLITE_PITCH = {"kal": 105, "kal16": 105, "awb": 125, "rms": 105, "slt": 170}  # 
 class FliteVoice:
     """Flite (Carnegie Mellon University, BSD-like licence)."""
 
+    foreign = False
+
     def __init__(self, voice: str) -> None:
         self.name = f"flite-{voice}"
         self.voice = voice
@@ -70,6 +73,7 @@ class EspeakVoice:
     """espeak-ng (GPL-3.0; the licence does not reach what it says)."""
 
     WORDS_PER_MINUTE = 165
+    foreign = False
 
     def __init__(self, accent: str, variant: str) -> None:
         self.name = f"espeak-{accent}+{variant}"
@@ -85,6 +89,7 @@ class HibariVoice:
     """hibari-tts (Apache-2.0)."""
 
     name = "hibari-heart"
+    foreign = False
 
     def __init__(self) -> None:
         from hibari import Hibari
@@ -99,6 +104,7 @@ class PiperVoice:
     """Piper's en_US-joe-medium."""
 
     name = "piper-joe"
+    foreign = False
 
     def __init__(self) -> None:
         from piper import PiperVoice as Engine
@@ -121,6 +127,7 @@ class KokoroVoice:
 
     def __init__(self, engine: KokoroEngine, style: str, table: np.ndarray) -> None:
         self.name = f"kokoro-{style}"
+        self.foreign = style[0] not in "ab"  # American and British
         self.engine = engine
         self.table = table
 

@@ -40,7 +40,9 @@ def config(tokenizer: Tokenizer) -> Phi4MMConfig:
     config = small_config(tokenizer)
     assert config.speech is not None
     speech = replace(config.speech, hidden_size=16, intermediate_size=16, num_blocks=1, subsampling_channels=4)
-    return replace(config, backbone=replace(config.backbone, num_layers=1), speech=speech)
+    assert config.vision is not None
+    vision = replace(config.vision, hidden_size=16, intermediate_size=16, num_layers=2)
+    return replace(config, backbone=replace(config.backbone, num_layers=1), speech=speech, vision=vision)
 
 
 @pytest.fixture(scope="session")

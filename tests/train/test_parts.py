@@ -15,9 +15,11 @@ from phi4mm.model.config import Phi4MMConfig
 from phi4mm.train.augment import join, vary, vary_batch
 from phi4mm.train.batches import by_length, collate
 from phi4mm.train.card import write_cards
+from phi4mm.train.cuts import word_spans
 from phi4mm.train.data import HELD_OUT_FSDD, speech_corpora
 from phi4mm.train.files import write_rows
 from phi4mm.train.fingerprint import fingerprint
+from phi4mm.train.measure import Figure
 from phi4mm.train.shards import Shard
 from phi4mm.train.text import Corpus, TextTasks
 from phi4mm.train.tokenizer import CONTROL_TOKENS, VOCABULARY_SIZE
@@ -113,12 +115,15 @@ def test_held_out_speakers_are_not_trained_on(tmp_path: Path) -> None:
     for name, speakers in (("fsdd", ["george", *HELD_OUT_FSDD]), ("an4", [f"s{i:02}" for i in range(20)])):
         rows = [{"audio_filepath": f"{who}.flac", "text": "ONE", "speaker": who} for who in speakers]
         write_rows(tmp_path / name / "train.jsonl", rows)
-    split = speech_corpora(tmp_path, tmp_path / "no voices")
+    cut = [{"audio_filepath": f"{who}.flac", "text": "one", "speaker": who} for who in ("s00", "s01")]
+    write_rows(tmp_path / "words" / "manifest.jsonl", cut)
+    split = speech_corpora(tmp_path, tmp_path / "words", tmp_path / "no voices")
     trained = {clip.speaker for clip in split.train}
     held_out = {clip.speaker for clips in split.held_out.values() for clip in clips}
     assert held_out == {*HELD_OUT_FSDD, "s00", "s10"}
     assert not trained & held_out
     assert len(trained) == 19
+    assert [clip.speaker for clip in split.train if clip.corpus == "an4 words"] == ["s01"]
 
 
 def test_fingerprint_sees_every_byte_and_name() -> None:
@@ -131,12 +136,33 @@ def test_fingerprint_sees_every_byte_and_name() -> None:
     assert fingerprint({"a": tensors["a"], "c": tensors["b"]}) != found
 
 
-def test_cards_tell_the_figures_and_what_is_untrained(config: Phi4MMConfig, tmp_path: Path) -> None:
-    figures = [{"group": "fsdd", "condition": "8 kHz", "wer": 0.0321, "clips": 500, "words": 500}]
+def test_cards_tell_the_figures(config: Phi4MMConfig, tmp_path: Path) -> None:
+    figures = [
+        Figure("WER", "fsdd", "as recorded", 0.0321, 500, 500),
+        Figure("WER", "fsdd", "no adapter", 0.9, 500, 500),
+        Figure("WER", "fsdd", "vision adapter", 0.8, 500, 500),
+        Figure("accuracy", "easy_vqa", "as routed", 0.971, 3850, 0),
+    ]
     write_cards(tmp_path, config, figures, ["flite-slt", "flite-awb"], "0123abcd")
     card = (tmp_path / "assets" / "README.md").read_text(encoding="utf-8")
     assert "| 500 | 500 | 3.2 % |" in card
-    assert "0123abcd" in card
+    assert "| 3850 | 97.1 % |" in card
+    assert "| 3.2 % | 90.0 % | 80.0 % |" in card
     assert "CC BY-SA 4.0" in card
     assert "flite (2: slt, awb)" in card
-    assert "Untrained" in (tmp_path / "adapters" / "vision" / "README.md").read_text(encoding="utf-8")
+    for folder in ("assets", "adapters/speech", "adapters/vision"):
+        assert "0123abcd" in (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_words_are_cut_where_there_are_pauses_between_all_of_them() -> None:
+    rate = 16000
+    random = np.random.default_rng(0)
+    sound, pause = random.normal(0, 0.1, rate // 4), random.normal(0, 1e-4, rate // 3)
+    samples = np.concatenate([pause, sound, pause, sound, pause]).astype(np.float32)
+    spans = word_spans(samples, rate, 2)
+    assert spans is not None
+    starts = [len(pause), 2 * len(pause) + len(sound)]
+    for (start, end), expected in zip(spans, starts, strict=True):
+        assert abs(start - expected) < 0.03 * rate
+        assert abs(end - expected - len(sound)) < 0.03 * rate
+    assert word_spans(samples, rate, 3) is None

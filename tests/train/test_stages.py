@@ -2,39 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
+from torch import nn
 
 from phi4mm.api import Phi4MM
+from phi4mm.checkpoint.names import is_lora
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.backbone import BackboneOptions, train_backbone
-from phi4mm.train.export import assemble, export, ship
+from phi4mm.train.bank import PictureBank, write_bank
+from phi4mm.train.drawing import draw_shape
+from phi4mm.train.export import Part, assemble, export, learnt, ship
 from phi4mm.train.fingerprint import backbone_tensors, fingerprint
-from phi4mm.train.shards import Shard
+from phi4mm.train.loop import Pace, StageFolder, adamw, train
+from phi4mm.train.shards import Shard, Utterance, write_shard
 from phi4mm.train.speech import SpeechOptions, name_the_words, train_speech
-from phi4mm.train.text import Corpus, TextTasks
+from phi4mm.train.spoken import SpokenOptions, train_spoken
+from phi4mm.train.text import COLOURS, SHAPES, Corpus, TextTasks
 from phi4mm.train.tower import BLANK, TowerOptions, WordTower, train_tower, word_error_rate
+from phi4mm.train.vision import VisionOptions, name_the_pictures, train_picture_words, train_vision
 from phi4mm.train.words import NUMBER_WORDS
 
-SPEECH = SpeechOptions(naming_steps=2, steps=2, frames=400, log_every=2)
+CPU = torch.device("cpu")
+TWO = Pace(steps=2, warmup=1, average=0.5, log_every=2)
+SPEECH = SpeechOptions(naming=TWO, answering=TWO, frames=400)
 
 
 @pytest.fixture(scope="module")
-def words(config: Phi4MMConfig, shard: Path) -> WordTower:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def words(config: Phi4MMConfig, shard: Path, work: Path) -> WordTower:
     assert config.speech is not None
-    options = TowerOptions(steps=3, single_steps=1, number_steps=2, frames=200, log_every=3)
-    return train_tower(config.speech, [shard], {"itself": shard}, NUMBER_WORDS, options)
+    options = TowerOptions(
+        Pace(steps=3, warmup=1, average=0.5, log_every=3), single_steps=1, number_steps=2, frames=200
+    )
+    held_out = {"itself": shard}
+    return train_tower(config.speech, [shard], held_out, NUMBER_WORDS, options, StageFolder(work, "tower"), CPU)
 
 
 @pytest.fixture(scope="module")
-def backbone(config: Phi4MMConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, torch.Tensor]:
-    options = BackboneOptions(steps=2, tokens=256, log_every=2)
-    return backbone_tensors(train_backbone(config.backbone, TextTasks(tokenizer, corpus), options))
+def backbone(config: Phi4MMConfig, tokenizer: Tokenizer, corpus: Corpus, work: Path) -> dict[str, torch.Tensor]:
+    options = BackboneOptions(TWO, tokens=256)
+    tasks = TextTasks(tokenizer, corpus)
+    return backbone_tensors(train_backbone(config.backbone, tasks, options, StageFolder(work, "backbone"), CPU))
+
+
+def assembled(config: Phi4MMConfig, backbone: dict[str, torch.Tensor], words: WordTower) -> Phi4MMModel:
+    tower = {f"speech.tower.{name}": tensor for name, tensor in words.tower.state_dict().items()}
+    return assemble(config, backbone, Part(tower))
+
+
+def changed_in(model: Phi4MMModel, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def copy_of(model: Phi4MMModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def test_tower_stage_sets_the_features_statistics(words: WordTower, shard: Path) -> None:
@@ -49,48 +82,164 @@ def test_word_error_rate_of_a_silent_tower_is_one(words: WordTower, shard: Path)
     assert word_error_rate(silent, list(Shard(shard, NUMBER_WORDS))) == 1.0
 
 
-def test_speech_stage_leaves_backbone_and_vision_alone(
-    config: Phi4MMConfig, tokenizer: Tokenizer, backbone: dict[str, torch.Tensor], words: WordTower, shard: Path
+def adapter_slice(config: Phi4MMConfig, name: str) -> slice:
+    ranks = [adapter.rank for adapter in config.adapters]
+    at = [adapter.name for adapter in config.adapters].index(name)
+    return slice(sum(ranks[:at]), sum(ranks[: at + 1]))
+
+
+def test_speech_stage_changes_its_projector_and_adapter_alone(
+    config: Phi4MMConfig,
+    tokenizer: Tokenizer,
+    backbone: dict[str, torch.Tensor],
+    words: WordTower,
+    shard: Path,
+    tmp_path: Path,
 ) -> None:
-    model = assemble(config, backbone, words.tower.state_dict())
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    frozen = fingerprint(backbone_tensors(model.backbone))
+    model = assembled(config, backbone, words)
+    before = copy_of(model)
 
-    name_the_words(model, words, [shard], tokenizer, SPEECH)
-    train_speech(model, [shard], NUMBER_WORDS, tokenizer, SPEECH, lambda _: "")
+    words.requires_grad_(False)
+    name_the_words(model, words, [shard], tokenizer, SPEECH, StageFolder(tmp_path, "projector"))
+    train_speech(model, [shard], NUMBER_WORDS, tokenizer, SPEECH, StageFolder(tmp_path, "speech"), lambda _: {})
 
-    assert fingerprint(backbone_tensors(model.backbone)) == frozen == fingerprint(backbone)
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert {name.split(".")[-1] for name in changed if name.startswith("backbone")} == {"lora_a", "lora_b"}
-    assert {name.split(".")[1] for name in changed if name.startswith("speech")} == {"tower", "projectors"}
-    assert not any(name.startswith("speech.projectors.vision") for name in changed)
-    assert not any(name.startswith("vision") for name in changed)
-    vision_rank = config.adapters[0].rank
+    changed = changed_in(model, before)
+    assert all(is_lora(name) or name.startswith("speech.projectors.speech.") for name in changed)
+    assert fingerprint(backbone_tensors(model.backbone)) == fingerprint(backbone)
+    rank = adapter_slice(config, "vision")
     for name in changed:
         if name.endswith("lora_a"):
-            torch.testing.assert_close(model.state_dict()[name][:vision_rank], before[name][:vision_rank])
+            assert torch.equal(model.state_dict()[name][rank], before[name][rank])
+        if name.endswith("lora_b"):
+            assert torch.equal(model.state_dict()[name][:, rank], before[name][:, rank])
+
+
+@pytest.fixture(scope="module")
+def bank(config: Phi4MMConfig, work: Path) -> PictureBank:
+    assert config.vision is not None
+    random = Random(0)
+    pictures = [draw_shape(random) for _ in range(6)]
+    write_bank(work / "bank.safetensors", pictures, config.vision, total=6)
+    return PictureBank(work / "bank.safetensors")
+
+
+def test_vision_stage_changes_vision_and_its_adapter_alone(
+    config: Phi4MMConfig,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    backbone: dict[str, torch.Tensor],
+    words: WordTower,
+    bank: PictureBank,
+    tmp_path: Path,
+) -> None:
+    model = assembled(config, backbone, words)
+    assert model.vision is not None
+    before = copy_of(model)
+    options = VisionOptions(reading=TWO, naming=TWO, answering=TWO, named=3, pictures=2, questions=2)
+    vocabulary = (*COLOURS, *SHAPES)
+
+    seen = train_picture_words(
+        model.vision, [bank], bank, vocabulary, options, StageFolder(tmp_path, "picture words"), CPU
+    )
+    name_the_pictures(model, seen, [bank], tokenizer, options, StageFolder(tmp_path, "image projector"))
+    tasks = TextTasks(tokenizer, corpus)
+    train_vision(model, [bank], tasks, options, StageFolder(tmp_path, "vision"), lambda _: {})
+
+    changed = changed_in(model, before)
+    assert all(is_lora(name) or name.startswith("vision.") for name in changed)
+    assert any(name.startswith("vision.tower") for name in changed)
+    assert fingerprint(backbone_tensors(model.backbone)) == fingerprint(backbone)
+    rank = adapter_slice(config, "speech")
+    for name in changed:
+        if name.endswith("lora_a"):
+            assert torch.equal(model.state_dict()[name][rank], before[name][rank])
+
+
+def test_spoken_stage_changes_the_vision_side_audio_projector_alone(
+    config: Phi4MMConfig,
+    tokenizer: Tokenizer,
+    backbone: dict[str, torch.Tensor],
+    words: WordTower,
+    bank: PictureBank,
+    tmp_path: Path,
+) -> None:
+    vocabulary = sorted({word for one in bank.questions[0] for word in one.text.rstrip("?").split()})
+    asked = [Utterance(torch.rand(80, 80).half(), tuple(one.text.rstrip("?").split())) for one in bank.questions[0]]
+    write_shard(tmp_path / "asked.safetensors", asked, vocabulary)
+    model = assembled(config, backbone, words)
+    before = copy_of(model)
+
+    options = SpokenOptions(TWO, frames=200)
+    folder = StageFolder(tmp_path, "spoken")
+    shards = [tmp_path / "asked.safetensors"]
+    train_spoken(model, shards, vocabulary, [bank], tokenizer, options, folder, lambda _: {})
+
+    assert {name.rsplit(".", 2)[0] for name in changed_in(model, before)} == {"speech.projectors.vision"}
+
+
+def test_a_killed_stage_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi4mm.train.loop.SECONDS_BETWEEN_STATES", 0.0)
+    pace = Pace(steps=9, warmup=2, average=0.9, log_every=3)
+
+    def run(folder: Path, killed_at: int | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        module = nn.Linear(3, 2)
+        optimizers = [adamw([([module.weight], 1e-2), ([module.bias], 1e-1)])]
+
+        def rounds(number: int, step: int) -> Iterator[torch.Tensor]:
+            generator = torch.Generator().manual_seed(number)
+            return (torch.rand(4, 3, generator=generator) for _ in range(2))
+
+        def loss_of(batch: torch.Tensor, step: int) -> torch.Tensor:
+            if step == killed_at:
+                raise KeyboardInterrupt
+            return module(batch).square().mean()
+
+        train(module, optimizers, rounds, loss_of, pace, StageFolder(folder, "stage"), dict)
+        return module.state_dict()
+
+    whole = run(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", killed_at=5)
+    again = run(tmp_path / "killed", None)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert list((tmp_path / "killed" / "tensorboard" / "stage").iterdir())
 
 
 def test_export_ships_a_checkpoint_with_the_frozen_backbone(
     config: Phi4MMConfig, tokenizer_file: Path, backbone: dict[str, torch.Tensor], words: WordTower, tmp_path: Path
 ) -> None:
-    model = assemble(config, backbone, words.tower.state_dict())
+    model = assembled(config, backbone, words)
     export(model, tokenizer_file, tmp_path / "checkpoint", expected_backbone=fingerprint(backbone))
     ship(tmp_path / "checkpoint", tmp_path / "out")
 
     assert {path.name for path in (tmp_path / "out" / "adapters").iterdir()} == {"speech", "vision"}
     loaded = Phi4MM.from_pretrained(tmp_path / "checkpoint", device="cpu").model
     assert fingerprint(backbone_tensors(loaded.backbone)) == fingerprint(backbone)
-    assert torch.equal(
-        loaded.state_dict()["speech.projectors.vision.up_proj.weight"],
-        loaded.state_dict()["speech.projectors.speech.up_proj.weight"],
+
+
+def test_parts_are_put_together_by_adapter(
+    config: Phi4MMConfig, backbone: dict[str, torch.Tensor], words: WordTower
+) -> None:
+    speech, vision = assembled(config, backbone, words), assembled(config, backbone, words)
+    for model, value in ((speech, 1.0), (vision, 2.0)):
+        for name, tensor in model.state_dict().items():
+            if is_lora(name):
+                tensor.fill_(value)
+    both = assemble(
+        config, backbone, Part(learnt(speech, [], "speech"), "speech"), Part(learnt(vision, [], "vision"), "vision")
     )
+    for name, tensor in both.state_dict().items():
+        if is_lora(name):
+            by_rank = tensor if name.endswith("lora_a") else tensor.T
+            assert (by_rank[adapter_slice(config, "speech")] == 1.0).all()
+            assert (by_rank[adapter_slice(config, "vision")] == 2.0).all()
 
 
 def test_export_refuses_a_changed_backbone(
     config: Phi4MMConfig, tokenizer_file: Path, backbone: dict[str, torch.Tensor], words: WordTower, tmp_path: Path
 ) -> None:
-    model: Phi4MMModel = assemble(config, backbone, words.tower.state_dict())
+    model = assembled(config, backbone, words)
     model.backbone.norm.weight.data[0] += 1
     with pytest.raises(ValueError, match="sha256"):
         export(model, tokenizer_file, tmp_path / "checkpoint", expected_backbone=fingerprint(backbone))
