@@ -11,7 +11,7 @@ import numpy as np
 import soxr
 import torch
 import torch.nn.functional as F
-from scipy.signal import fftconvolve
+from scipy.signal import butter, fftconvolve, sosfilt
 from torch import Tensor
 
 from phi4mm.inputs.audio import LOW_SAMPLING_RATE, SAMPLING_RATE, Waveform
@@ -25,6 +25,9 @@ REVERBERATION_SECONDS = (0.05, 0.4)
 REVERBERATED = 0.25  # share of clips
 TRIMMED = 0.5  # share of clips cut to where they are loud
 QUIET = (0.01, 0.3)  # of the peak; the high end cuts off weak consonants, as FSDD's trimming does
+TRIMMED_TO_VOICE = 0.2  # share of clips cut to where low frequencies are loud, as gates do: "six" is left without "s"
+VOICE_BELOW = 900  # Hz
+VOICE_QUIET = (0.08, 0.4)  # of the low frequencies' peak
 PEAK = (-1.8, 0.0)  # decimal logarithm
 HISS, HISSING = (-5.5, -3.0), 0.5  # decimal logarithm, and share of clips
 TEMPO, TEMPO_CHANGED = (0.85, 1.7), 0.4  # range, and share of clips
@@ -71,8 +74,12 @@ def vary(waveform: Waveform, random: np.random.Generator) -> Waveform:
     """One random version of a clip: pace, pitch, cut, room, silence around, loudness, and one of the model's rates."""
     rate = min(waveform.sampling_rate, SAMPLING_RATE)
     samples = resample(waveform, rate, speed=random.uniform(*SPEED)).samples
-    if random.random() < TRIMMED:
-        samples = _trim(samples, float(np.exp(random.uniform(*np.log(QUIET)))))
+    draw = random.random()
+    if draw < TRIMMED:
+        samples = _trim(samples, samples, float(np.exp(random.uniform(*np.log(QUIET)))))
+    elif draw < TRIMMED + TRIMMED_TO_VOICE:
+        voice = sosfilt(butter(4, VOICE_BELOW, fs=rate, output="sos"), samples)
+        samples = _trim(samples, voice, float(np.exp(random.uniform(*np.log(VOICE_QUIET)))))
     if random.random() < REVERBERATED:
         samples = _reverberate(samples, rate, random)
     before, after = (int(rate * random.uniform(*SILENCE_SECONDS) * random.integers(0, 2)) for _ in range(2))
@@ -85,11 +92,11 @@ def vary(waveform: Waveform, random: np.random.Generator) -> Waveform:
     return _through_a_band(Waveform(samples.astype(np.float32), rate), random)
 
 
-def _trim(samples: Samples, quiet: float) -> Samples:
-    """Without what is below a share of the peak at both ends, as single words are often cut."""
-    loud = np.flatnonzero(np.abs(samples) > quiet * np.abs(samples).max())
+def _trim(samples: Samples, heard: Samples, quiet: float) -> Samples:
+    """Without the ends where ``heard`` [as many samples] is below a share of its peak, as single words are often cut."""
+    loud = np.flatnonzero(np.abs(heard) > quiet * np.abs(heard).max())
     # A click may be all that is loud: then there is nothing to cut away.
-    return samples[loud[0] : loud[-1] + 1] if len(loud) and loud[-1] - loud[0] > len(samples) / 4 else samples
+    return samples[loud[0] : loud[-1] + 1] if len(loud) and loud[-1] - loud[0] > len(samples) / 8 else samples
 
 
 def _through_a_band(waveform: Waveform, random: np.random.Generator) -> Waveform:

@@ -58,14 +58,19 @@ def speech_corpora(data: Path, words: Path, voices: Path) -> Split:
     an4 = read_clips(data / "an4" / "train.jsonl", "an4")
     an4_words = read_clips(words / MANIFEST, "an4 words")
     numbers, sentences = (_read_voices(voices, script) for script in ("numbers", "sentences"))
-    an4_speakers = sorted({clip.speaker for clip in an4})[::HELD_OUT_AN4_EVERY]
-    held_out = {"fsdd": _of(fsdd, HELD_OUT_FSDD), "an4": _of(an4, an4_speakers)}
+    held_out = {"fsdd": _of(fsdd, HELD_OUT_FSDD), "an4": an4_held_out(an4)}
+    an4_speakers = {clip.speaker for clip in held_out["an4"]}
     held_out["an4 numbers"] = tuple(clip for clip in held_out["an4"] if clip.only_numbers)
     held_out |= {voice: _of(numbers, (voice,)) for voice in HELD_OUT_VOICES}
     kept_out = {*HELD_OUT_FSDD, *an4_speakers, *HELD_OUT_VOICES}
     everything = (*fsdd, *an4, *an4_words, *numbers, *sentences)
     train = tuple(clip for clip in everything if clip.speaker not in kept_out)
     return Split(train, {name: clips for name, clips in held_out.items() if clips})
+
+
+def an4_held_out(clips: Sequence[Clip]) -> tuple[Clip, ...]:
+    """AN4's clips of every tenth speaker."""
+    return _of(clips, sorted({clip.speaker for clip in clips})[::HELD_OUT_AN4_EVERY])
 
 
 def held_out_questions(voices: Path, questions: Sequence[str]) -> tuple[Clip, ...]:

@@ -21,7 +21,7 @@ from phi4mm.train.files import read_tensors, write_tensors
 
 MAX_JOINED = 8
 NUM_SILENT = 150  # clips of noise without a word in each version
-COPIES = {"an4": 2.0, "sentences": 0.4}  # of each clip in a version, for a balance; other corpora: one
+COPIES = {"an4": 2.0, "fsdd": 1.5, "an4 words": 1.5, "sentences": 0.4}  # of a clip in a version; other corpora: one
 JOINED_CORPORA = ("fsdd", "an4 words")  # of single words
 
 

@@ -33,7 +33,8 @@ class TowerOptions:
     pace: Pace = Pace(steps=12000, warmup=100, average=0.998, log_every=500)
     single_steps: int = 500  # about so many, on single words
     number_steps: int = 2000  # until then, on what holds only numbers
-    strength: float = 0.65  # of the augmentation of batches, in the end
+    strength: float = 0.65  # of the augmentation of batches, from ``full_strength_steps`` on
+    full_strength_steps: int = 5500
     frames: int = 3500
     learning_rate: float = 1.2e-3
     weight_decay: float = 0.02
@@ -133,7 +134,8 @@ def train_tower(
 
     def rounds(number: int, step: int) -> Iterator[SpeechBatch]:
         stage = 0 if step < options.single_steps else 1 if step < options.number_steps else 2
-        strength = options.strength * max(0.0, (step - options.single_steps) / options.pace.steps)
+        ramp = (step - options.single_steps) / (options.full_strength_steps - options.single_steps)
+        strength = options.strength * min(1.0, max(0.0, ramp))
         shard = Shard(versions[number % len(versions)], vocabulary)
         lengths = [len(u.features) if _wanted(u.words, stage) else 0 for u in shard]
         return varied_batches(shard, lengths, options.frames, strength, number, device)
