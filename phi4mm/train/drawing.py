@@ -1,5 +1,5 @@
 """Pictures that the recipe draws itself, with questions and their answers: one shape in easy-VQA's look, several shapes
-to be counted, and a printed word, number or row of letters to be read; and the jitter of any picture.
+to be counted, and a printed word, number or row of letters to be read.
 
 All randomness comes from the generator that is handed in. Everything is drawn at twice its size and reduced with a
 bilinear filter, which is how easy-VQA's pictures were made, as their edges tell.
@@ -18,7 +18,7 @@ from random import Random
 from string import ascii_lowercase
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from phi4mm.train.pictures import COUNT, READ, SHAPE_QUESTION, Picture, Question
 from phi4mm.train.text import COLOURS, SHAPES
@@ -232,7 +232,7 @@ def _count_questions(shapes: Sequence[_Shape], random: Random) -> tuple[Question
 TEXT_SIZES = ((64, 64), (128, 64))
 SHORT = 4  # as many characters are legible on 64 pixels
 TILT = 8.0  # degrees to either side
-MARGIN = 7  # fine pixels; more than ``SHIFT`` moves
+MARGIN = 7  # fine pixels
 FILL = (0.65, 1.0)  # share of the room that the text takes
 CONTRAST = 100  # least difference in luma, of 255
 _REFERENCE = 40  # font size in fine pixels at which text is measured
@@ -347,31 +347,3 @@ def _font_files() -> dict[str, str]:
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     file = _font_files()[name]
     return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
-
-
-# Jitter.
-
-SHIFT = 3  # pixels to each side
-BRIGHTNESS, CONTRAST_CHANGE = (-15.0, 10.0), (0.85, 1.1)
-NOISE, NOISY = 6.0, 0.5  # of 255, and share of pictures
-BLUR, BLURRED = 0.7, 0.4  # radius in pixels, and share of pictures
-
-
-def jitter(image: Image.Image, random: Random) -> Image.Image:
-    """A random version of an RGB picture, of the same size, to which the same answers hold.
-
-    It moves by up to three pixels (its edges are repeated), its brightness and contrast change alike in all channels,
-    so that no hue does, and it may be noisy and slightly blurred.
-    """
-    if random.random() < BLURRED:
-        image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.2, BLUR)))
-    right, down = random.randint(-SHIFT, SHIFT), random.randint(-SHIFT, SHIFT)
-    pixels = np.asarray(image, np.float32)
-    rows = np.clip(np.arange(image.height) - down, 0, image.height - 1)
-    columns = np.clip(np.arange(image.width) - right, 0, image.width - 1)
-    pixels = (pixels[rows[:, None], columns] - 128) * random.uniform(*CONTRAST_CHANGE)
-    pixels += 128 + random.uniform(*BRIGHTNESS)
-    if random.random() < NOISY:
-        generator = np.random.default_rng(random.getrandbits(64))
-        pixels += random.uniform(0, NOISE) * generator.standard_normal(pixels.shape, np.float32)
-    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))

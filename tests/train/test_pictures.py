@@ -1,0 +1,139 @@
+"""The pictures of the recipe: what is drawn is what is answered, and easy-VQA's split keeps pictures apart."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from phi4mm.errors import Phi4MMError
+from phi4mm.train import drawing
+from phi4mm.train.drawing import COLOUR_RANGES, draw_shape, draw_shapes, draw_text, found_fonts
+from phi4mm.train.pictures import HELD_OUT_EVERY, Picture, easy_vqa
+from phi4mm.train.text import COLOURS, SHAPES
+from phi4mm.train.words import DIGITS
+
+ndimage = pytest.importorskip("scipy.ndimage")
+
+WORDS = ("stop", "seven", "garden")
+
+
+def seen(picture: Picture) -> list[tuple[str, str]]:
+    """Colour and shape of what stands out from a light background, told from the pixels alone."""
+    pixels = np.asarray(picture.image, np.float32)
+    labels, count = ndimage.label(pixels.min(axis=2) < 175)
+    ground = np.median(pixels[pixels.min(axis=2) >= 230], axis=0)
+    found = []
+    for index, place in enumerate(ndimage.find_objects(labels), 1):
+        ys, xs = (slice(max(0, part.start - 1), part.stop + 1) for part in place)
+        mine = (labels[ys, xs] == index) | (labels[ys, xs] == 0)
+        distance = np.abs(pixels[ys, xs] - ground).sum(axis=2) * mine
+        cover = distance / distance.max()
+        y, x = np.unravel_index(distance.argmax(), distance.shape)
+        nearest = min(
+            COLOURS, key=lambda name: min(np.abs(pixels[ys, xs][y, x] - c).sum() for c in COLOUR_RANGES[name])
+        )
+        full = cover.sum() / (cover.max(axis=0).sum() * cover.max(axis=1).sum())
+        found.append((nearest, "rectangle" if full > 0.9 else "circle" if full > 0.65 else "triangle"))
+    assert len(found) == count
+    return found
+
+
+def test_counted_shapes_are_there() -> None:
+    random = Random(1)
+    for _ in range(25):
+        picture = draw_shapes(random)
+        things = seen(picture)
+        for question in picture.questions:
+            if count := re.fullmatch(r"how many (?:(\w+) )?(\w+)s are there\?", question.text):
+                colour, shape = count.groups()
+                true = sum(colour in (None, c) and shape in ("shape", s) for c, s in things)
+                assert question.answer == DIGITS[true], question
+            else:
+                asked = re.fullmatch(r"is there a (\w+) (\w+)\?", question.text)
+                assert asked is not None
+                assert question.answer == ("yes" if asked.groups() in things else "no"), question
+
+
+def test_answers_about_one_shape_are_true() -> None:
+    random = Random(2)
+    answers = []
+    for _ in range(25):
+        picture = draw_shape(random)
+        ((colour, shape),) = seen(picture)
+        for question in picture.questions:
+            if question.text.startswith("what"):
+                assert question.answer == (colour if "color" in question.text else shape)
+            else:
+                named = [word for word in re.findall(r"\w+", question.text) if word in (*COLOURS, *SHAPES)]
+                negated = bool(re.search(r"\b(not|no)\b", question.text))
+                assert question.answer == ("yes" if (named[0] in (colour, shape)) != negated else "no"), question
+                answers.append(question.answer)
+    assert 0.4 < answers.count("yes") / len(answers) < 0.6
+
+
+def test_printed_text_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    draw = drawing._print
+    monkeypatch.setattr(drawing, "_print", lambda text, *rest: printed.append(text) or draw(text, *rest))
+    random = Random(3)
+    for _ in range(25):
+        picture = draw_text(random, WORDS)
+        answer, text = picture.questions[0].answer, printed[-1]
+        if text.isdigit():
+            assert answer == " ".join(DIGITS[int(digit)] for digit in text)
+        else:
+            assert answer == (text.lower() if text.lower() in WORDS else " ".join(text.lower()))
+        assert {question.answer for question in picture.questions} == {answer}
+
+
+@pytest.mark.parametrize("font", found_fonts())
+def test_text_stands_out_inside_its_margin(font: str) -> None:
+    random = Random(4)
+    picture = draw_text(random, WORDS, [font])
+    pixels = np.asarray(picture.image.convert("L"), np.int16)
+    ink = np.abs(pixels - pixels[0, 0]) > drawing.CONTRAST / 2
+    assert 0.005 < ink.mean() < 0.5
+    edge = drawing.MARGIN // drawing.FINE
+    assert ink[edge:-edge, edge:-edge].sum() == ink.sum()
+
+
+def test_a_seed_is_a_picture() -> None:
+    def drawn(seed: int) -> list[tuple[bytes, object]]:
+        random = Random(seed)
+        pictures = [draw_shape(random), draw_shapes(random), draw_text(random, WORDS)]
+        return [(picture.image.tobytes(), picture.questions) for picture in pictures]
+
+    assert drawn(5) == drawn(5)
+    assert all(one != other for one, other in zip(drawn(5), drawn(6), strict=True))
+
+
+def test_easy_vqa_keeps_pictures_apart(data_folder: Path) -> None:
+    folder = data_folder / "easy_vqa" / "train"
+    split = easy_vqa(folder)
+    train, held_out = ({picture.path for picture in part} for part in (split.train, split.held_out))
+    assert not train & held_out
+    assert len(train | held_out) == len(train) + len(held_out) == len(list((folder / "images").iterdir()))
+    assert all(int(path.stem) % HELD_OUT_EVERY == 0 for path in held_out)
+    assert split.train[0].open().image.size == (64, 64)
+
+
+def test_drawn_shapes_are_asked_about_as_in_easy_vqa(data_folder: Path) -> None:
+    def wordings(pictures: list[tuple[str, ...]]) -> set[str]:
+        named = rf"\b(?:(?P<colour>{'|'.join(COLOURS)})|(?P<shape>{'|'.join(SHAPES)}))\b"
+        kind = lambda match: f"<{match.lastgroup}>"  # noqa: E731
+        return {re.sub(named, kind, text) for texts in pictures for text in texts}
+
+    real = easy_vqa(data_folder / "easy_vqa" / "train").train[:500]
+    random = Random(8)
+    drawn = [draw_shape(random) for _ in range(20)]
+    asked = [wordings([tuple(q.text for q in picture.questions) for picture in part]) for part in (real, drawn)]
+    assert asked[0] == asked[1]
+
+
+def test_a_missing_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Phi4MMError, match=r"no questions\.json; expected easy-VQA"):
+        easy_vqa(tmp_path)
