@@ -11,7 +11,7 @@ import numpy as np
 import soxr
 import torch
 import torch.nn.functional as F
-from scipy.signal import butter, fftconvolve, sosfilt
+from scipy.signal import fftconvolve
 from torch import Tensor
 
 from phi4mm.inputs.audio import LOW_SAMPLING_RATE, SAMPLING_RATE, Waveform
@@ -24,10 +24,7 @@ SILENCE_SECONDS = (0.0, 0.5)
 REVERBERATION_SECONDS = (0.05, 0.4)
 REVERBERATED = 0.25  # share of clips
 TRIMMED = 0.5  # share of clips cut to where they are loud
-QUIET = (0.01, 0.3)  # of the peak; the high end cuts off weak consonants, as FSDD's trimming does
-TRIMMED_TO_VOICE = 0.2  # share of clips cut to where low frequencies are loud, as gates do: "six" is left without "s"
-VOICE_BELOW = 900  # Hz
-VOICE_QUIET = (0.08, 0.4)  # of the low frequencies' peak
+QUIET = (0.01, 0.2)  # of the peak; the high end cuts off weak consonants, as FSDD's trimming does
 PEAK = (-1.8, 0.0)  # decimal logarithm
 HISS, HISSING = (-5.5, -3.0), 0.5  # decimal logarithm, and share of clips
 TEMPO, TEMPO_CHANGED = (0.85, 1.7), 0.4  # range, and share of clips
@@ -74,12 +71,8 @@ def vary(waveform: Waveform, random: np.random.Generator) -> Waveform:
     """One random version of a clip: pace, pitch, cut, room, silence around, loudness, and one of the model's rates."""
     rate = min(waveform.sampling_rate, SAMPLING_RATE)
     samples = resample(waveform, rate, speed=random.uniform(*SPEED)).samples
-    draw = random.random()
-    if draw < TRIMMED:
-        samples = _trim(samples, samples, float(np.exp(random.uniform(*np.log(QUIET)))))
-    elif draw < TRIMMED + TRIMMED_TO_VOICE:
-        voice = sosfilt(butter(4, VOICE_BELOW, fs=rate, output="sos"), samples)
-        samples = _trim(samples, voice, float(np.exp(random.uniform(*np.log(VOICE_QUIET)))))
+    if random.random() < TRIMMED:
+        samples = _trim(samples, float(np.exp(random.uniform(*np.log(QUIET)))))
     if random.random() < REVERBERATED:
         samples = _reverberate(samples, rate, random)
     before, after = (int(rate * random.uniform(*SILENCE_SECONDS) * random.integers(0, 2)) for _ in range(2))
@@ -92,9 +85,9 @@ def vary(waveform: Waveform, random: np.random.Generator) -> Waveform:
     return _through_a_band(Waveform(samples.astype(np.float32), rate), random)
 
 
-def _trim(samples: Samples, heard: Samples, quiet: float) -> Samples:
-    """Without the ends where ``heard`` [as many samples] is below a share of its peak, as many single words are cut."""
-    loud = np.flatnonzero(np.abs(heard) > quiet * np.abs(heard).max())
+def _trim(samples: Samples, quiet: float) -> Samples:
+    """Without what is below a share of the peak at both ends, as single words are often cut."""
+    loud = np.flatnonzero(np.abs(samples) > quiet * np.abs(samples).max())
     # A click may be all that is loud: then there is nothing to cut away.
     return samples[loud[0] : loud[-1] + 1] if len(loud) and loud[-1] - loud[0] > len(samples) / 8 else samples
 
@@ -130,8 +123,8 @@ def change_tempo(features: Tensor, random: np.random.Generator) -> Tensor:
 CHANNEL = 0.6  # standard deviation of a smooth filter
 GAIN = 1.5
 ROLL_OFF, ROLLED_OFF = 7.0, 0.5  # how far a dull microphone lowers the upper bands, and share of clips
-SUPPRESSION, SUPPRESSED = 10.0, 0.8  # how far noise suppression lowers a fricative, and share of clips
-BURST, BURSTS_SPARED = 15, 0.7  # frames of a burst at most, and share of the clips in which bursts stay
+SUPPRESSION, SUPPRESSED = 10.0, 1.0  # how far noise suppression lowers a fricative, and share of clips
+BURST = 15  # frames of a burst at most
 EXPANSION, EXPANDED = 1.6, 0.5  # by how much an expander widens the range between quiet and loud, and share of clips
 WARP = 0.1  # how much longer or shorter the voice tract
 NOISE_BELOW_PEAK = (3.0, 9.0)
@@ -202,8 +195,8 @@ def _suppression(features: Tensor, share: float, generator: torch.Generator) -> 
     """How much noise suppression takes of each moment, in a share of the clips: of fricatives, which sound like noise.
 
     That is where the lowest bands are far below their loudest and the middle ones (about 1.1 to 3.7 kHz, so at 8 kHz
-    too) are not. In most of the clips it takes what lasts, as spectral subtraction does, and leaves bursts: "six"
-    without "s", but "eight" with "t".
+    too) are not. It takes what lasts, as spectral subtraction does, and leaves bursts: "six" without "s", but "eight"
+    with "t".
     """
     clips, _, mels = features.shape
     low, middle = features[:, :, : mels // 4].mean(2), features[:, :, 3 * mels // 8 : 3 * mels // 4].mean(2)
@@ -214,11 +207,9 @@ def _suppression(features: Tensor, share: float, generator: torch.Generator) -> 
     half = BURST // 2
     least = -F.max_pool1d(-noise_like, BURST, stride=1, padding=half)
     lasting = F.max_pool1d(least, BURST, stride=1, padding=half)
-    spares_bursts = torch.rand(clips, 1, 1, generator=generator) < BURSTS_SPARED
-    taken = torch.where(spares_bursts, lasting, noise_like).transpose(1, 2)
     loss = _uniform(generator, 0.0, SUPPRESSION, clips, 1, 1)
     spared = torch.rand(clips, 1, 1, generator=generator) >= share
-    return loss.masked_fill(spared, 0.0) * taken
+    return loss.masked_fill(spared, 0.0) * lasting.transpose(1, 2)
 
 
 def _add_noise(features: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -30,7 +30,7 @@ BLANK = 0
 class TowerOptions:
     """How long and how fast; a step is a batch of at most ``frames`` log-mel frames (10 ms each)."""
 
-    pace: Pace = Pace(steps=13000, warmup=100, average=0.998, log_every=500)
+    pace: Pace = Pace(steps=14000, warmup=100, average=0.998, log_every=500)
     single_steps: int = 500  # about so many, on single words
     number_steps: int = 2000  # until then, on what holds only numbers
     strength: float = 0.65  # of the augmentation of batches, from ``full_strength_steps`` on

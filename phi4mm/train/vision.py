@@ -30,6 +30,7 @@ from phi4mm.train.pictures import Question
 from phi4mm.train.text import COLOURS, SHAPES, SILENCE, TextTasks, capitalised
 
 BLANK = 0
+PICTURES_PER_ROUND = 300  # of each bank
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class VisionOptions:
     named: int = 48
     naming: Pace = Pace(steps=300, warmup=50, average=0.98, log_every=150)
     naming_learning_rate: float = 2e-3
-    answering: Pace = Pace(steps=5000, warmup=100, average=0.995, log_every=500)
-    pictures: int = 10
+    answering: Pace = Pace(steps=2200, warmup=100, average=0.995, log_every=250)
+    pictures: int = 6
     questions: int = 4
     learning_rate: float = 1e-3
     tower_learning_rate: float = 3e-4
@@ -222,16 +223,14 @@ def train_vision(
 def picture_groups(
     banks: Sequence[PictureBank], size: int, number: int, jitter: float
 ) -> Iterator[tuple[list[StoredImage], list[tuple[Question, ...]]]]:
-    """Of round ``number``: every picture once, varied, in random groups of pictures with one grid."""
+    """Of round ``number``: as many pictures of each bank, varied, in random groups of pictures with one grid."""
     generator = torch.Generator().manual_seed(number)
     by_grid: dict[tuple[int, int], list[tuple[PictureBank, int]]] = {}
     for bank in banks:
-        for index, (rows, columns) in enumerate(bank.grids):
+        for index in torch.randperm(len(bank), generator=generator)[:PICTURES_PER_ROUND].tolist():
+            rows, columns = bank.grids[index]
             by_grid.setdefault((rows, columns), []).append((bank, index))
-    groups: list[list[tuple[PictureBank, int]]] = []
-    for places in by_grid.values():
-        order = torch.randperm(len(places), generator=generator).tolist()
-        groups += [[places[place] for place in order[start : start + size]] for start in range(0, len(order), size)]
+    groups = [places[start : start + size] for places in by_grid.values() for start in range(0, len(places), size)]
     for at in torch.randperm(len(groups), generator=generator).tolist():
         images = vary_images([bank[index] for bank, index in groups[at]], generator, jitter)
         yield images, [bank.questions[index] for bank, index in groups[at]]
