@@ -46,6 +46,7 @@ from phi4mm.train.voices import available_voices
 log = logging.getLogger(__name__)
 
 NUM_DRAWN = {"shape": 3000, "shapes": 3000, "text": 6000}
+PER_ROUND = {"easy_vqa": 500, "shape": 400, "shapes": 150, "text": 50}  # pictures of each bank
 NUM_HELD_OUT = 200
 WATCHED = 60  # clips or pictures of each group that are judged while training
 
@@ -177,7 +178,8 @@ def prepare_pictures(recipe: Recipe) -> None:
 def make_vision(recipe: Recipe) -> None:
     if recipe.vision_file.exists():
         return
-    banks = [PictureBank(recipe.pictures(name)) for name in ("easy_vqa", *NUM_DRAWN)]
+    banks = {name: PictureBank(recipe.pictures(name)) for name in ("easy_vqa", *NUM_DRAWN)}
+    mixture = [(bank, PER_ROUND[name]) for name, bank in banks.items()]
     held_out = {name: asked_of(pictures, WATCHED) for name, pictures in pictures_held_out(recipe).items()}
     model = assemble(recipe.config, read_tensors(recipe.backbone_file)).to(recipe.device)
     assert model.vision is not None
@@ -185,14 +187,15 @@ def make_vision(recipe: Recipe) -> None:
     options, device = VisionOptions(), torch.device(recipe.device)
     vocabulary = sorted({*recipe.vocabulary, *COLOURS, *SHAPES})
     judged = PictureBank(recipe.pictures("easy_vqa held out"))
-    words = train_picture_words(model.vision, banks, judged, vocabulary, options, recipe.stage("picture words"), device)
-    name_the_pictures(model, words, banks, recipe.tokenizer, options, recipe.stage("image projector"))
+    stage = recipe.stage("picture words")
+    words = train_picture_words(model.vision, list(banks.values()), judged, vocabulary, options, stage, device)
+    name_the_pictures(model, words, mixture, recipe.tokenizer, options, recipe.stage("image projector"))
 
     def watch(model: Phi4MMModel) -> dict[str, float]:
         phi4mm = Phi4MM(model, recipe.tokenizer_file)
         return {f"right/{name}": accuracy(phi4mm, asked) for name, asked in held_out.items()}
 
-    train_vision(model, banks, recipe.tasks, options, recipe.stage("vision"), watch)
+    train_vision(model, mixture, recipe.tasks, options, recipe.stage("vision"), watch)
     write_tensors(recipe.vision_file, learnt(model, ["vision."], "vision"))
 
 

@@ -30,7 +30,8 @@ from phi4mm.train.pictures import Question
 from phi4mm.train.text import COLOURS, SHAPES, SILENCE, TextTasks, capitalised
 
 BLANK = 0
-PICTURES_PER_ROUND = 300  # of each bank
+
+Mixture = Sequence[tuple[PictureBank, int]]  # banks, and how many pictures of each a round holds
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class VisionOptions:
     named: int = 48
     naming: Pace = Pace(steps=300, warmup=50, average=0.98, log_every=150)
     naming_learning_rate: float = 2e-3
-    answering: Pace = Pace(steps=2200, warmup=100, average=0.995, log_every=250)
-    pictures: int = 6
+    answering: Pace = Pace(steps=4000, warmup=100, average=0.995, log_every=250)
+    pictures: int = 8
     questions: int = 4
     learning_rate: float = 1e-3
     tower_learning_rate: float = 3e-4
     weight_decay: float = 0.02
-    heard: float = 0.25  # share of the questions that come as a stand-in for speech
+    heard: float = 0.25  # share of the batches whose questions come as a stand-in for speech
     jitter: float = 1.0
 
 
@@ -156,7 +157,7 @@ def train_picture_words(
 def name_the_pictures(
     model: Phi4MMModel,
     words: PictureWords,
-    banks: Sequence[PictureBank],
+    mixture: Mixture,
     tokenizer: Tokenizer,
     options: VisionOptions,
     folder: StageFolder,
@@ -171,7 +172,7 @@ def name_the_pictures(
     embeddings = model.backbone.embed_tokens.weight.detach()[first_tokens].float()
 
     def rounds(number: int, step: int) -> Iterator[ImageBatch]:
-        for images, _ in picture_groups(banks, options.named, number, options.jitter):
+        for images, _ in picture_groups(mixture, options.named, number, options.jitter):
             yield collate_images(images)
 
     def loss_of(batch: ImageBatch, step: int) -> Tensor:
@@ -186,7 +187,7 @@ def name_the_pictures(
 
 def train_vision(
     model: Phi4MMModel,
-    banks: Sequence[PictureBank],
+    mixture: Mixture,
     tasks: TextTasks,
     options: VisionOptions,
     folder: StageFolder,
@@ -208,7 +209,7 @@ def train_vision(
 
     def rounds(number: int, step: int) -> Iterator[tuple[ImageBatch, Answers]]:
         random = Random(number)
-        for images, questions in picture_groups(banks, options.pictures, number, options.jitter):
+        for images, questions in picture_groups(mixture, options.pictures, number, options.jitter):
             yield collate_images(images), ask(model, tasks, images, questions, random, options)
 
     def loss_of(asked: tuple[ImageBatch, Answers], step: int) -> Tensor:
@@ -221,13 +222,13 @@ def train_vision(
 
 
 def picture_groups(
-    banks: Sequence[PictureBank], size: int, number: int, jitter: float
+    mixture: Mixture, size: int, number: int, jitter: float
 ) -> Iterator[tuple[list[StoredImage], list[tuple[Question, ...]]]]:
-    """Of round ``number``: as many pictures of each bank, varied, in random groups of pictures with one grid."""
+    """Of round ``number``: random pictures of each bank, varied, in random groups of pictures with one grid."""
     generator = torch.Generator().manual_seed(number)
     by_grid: dict[tuple[int, int], list[tuple[PictureBank, int]]] = {}
-    for bank in banks:
-        for index in torch.randperm(len(bank), generator=generator)[:PICTURES_PER_ROUND].tolist():
+    for bank, most in mixture:
+        for index in torch.randperm(len(bank), generator=generator)[:most].tolist():
             rows, columns = bank.grids[index]
             by_grid.setdefault((rows, columns), []).append((bank, index))
     groups = [places[start : start + size] for places in by_grid.values() for start in range(0, len(places), size)]
@@ -247,12 +248,13 @@ def ask(
     """``options.questions`` turns about each picture, one after another."""
     assert model.config.vision is not None
     turns = []
+    heard = random.random() < options.heard  # all or none: these turns are longer
     for image, known in zip(images, questions, strict=True):
         media = [model.config.vision.image_token_id] * image.num_tokens
         for question in random.choices(known, k=options.questions):
-            if random.random() < options.heard:
-                heard = tasks.heard(question.text.rstrip("?").split(), random)
-                turns.append(Turn([*media, *heard], "", question.answer))
+            if heard:
+                said = tasks.heard(question.text.rstrip("?").split(), random)
+                turns.append(Turn([*media, *said], "", question.answer))
             else:
                 turns.append(Turn(media, capitalised(question.text, random), question.answer))
     return collate_turns(turns, tasks.tokenizer, model.config.backbone.pad_token_id).to(model.device)

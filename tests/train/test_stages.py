@@ -141,9 +141,9 @@ def test_vision_stage_changes_vision_and_its_adapter_alone(
     seen = train_picture_words(
         model.vision, [bank], bank, vocabulary, options, StageFolder(tmp_path, "picture words"), CPU
     )
-    name_the_pictures(model, seen, [bank], tokenizer, options, StageFolder(tmp_path, "image projector"))
+    name_the_pictures(model, seen, [(bank, 4)], tokenizer, options, StageFolder(tmp_path, "image projector"))
     tasks = TextTasks(tokenizer, corpus)
-    train_vision(model, [bank], tasks, options, StageFolder(tmp_path, "vision"), lambda _: {})
+    train_vision(model, [(bank, 4)], tasks, options, StageFolder(tmp_path, "vision"), lambda _: {})
 
     changed = changed_in(model, before)
     assert all(is_lora(name) or name.startswith("vision.") for name in changed)
