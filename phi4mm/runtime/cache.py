@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,8 +50,7 @@ class KeyValueCache:
         capacity = max(_LEAST_CAPACITY, 1 << (num_tokens - 1).bit_length())
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                # Zeros: an unwritten value is weighted with 0, and 0 times what memory happens to hold may be NaN.
-                tensors[layer] = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+                tensors[layer] = _zeros((*old.shape[:2], capacity, old.shape[3]), old)
                 tensors[layer][:, :, : old.shape[2]] = old
 
     def move(self, source: int, target: int, num_tokens: int) -> None:
@@ -129,6 +130,9 @@ class PrefillAttention:
 class DecodeAttention:
     """Attention of one token a row, each up to its own position in its own slot.
 
+    Rows of similar length in neighbouring slots are attended to in one call, with a mask over the ends of the shorter
+    ones; otherwise row by row, so that a long row makes no work for short ones.
+
     Args:
         cache: holds the earlier tokens, and is given these.
         slots: of the rows.
@@ -137,33 +141,35 @@ class DecodeAttention:
     """
 
     def __init__(self, cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int], like: Tensor) -> None:
+        cache.reserve(max(positions) + 1)
         self.cache = cache
-        self.length = max(positions) + 1
-        cache.reserve(self.length)
         self.slots = torch.tensor(slots, device=like.device)
         self.positions = torch.tensor(positions, device=like.device)
-        # The slots lie in order but while a long prompt is prefilled among them; then they are gathered.
-        self.in_order = list(slots) == list(range(len(slots)))
-        visible = visible_keys(self.positions[:, None], self.length, cache.config.sliding_window)
-        self.mask = _additive(visible, like)
+        num_rows, end, window = len(slots), max(positions) + 1, cache.config.sliding_window
+        self.parts: list[tuple[slice, slice, slice]] = []  # rows, their slots, their keys
+        self.mask: Tensor | None = None
+        if list(slots) == list(range(num_rows)) and end <= max(2 * min(positions), _LEAST_CAPACITY):
+            self.parts.append((slice(0, num_rows), slice(0, num_rows), slice(0, end)))
+            self.mask = _additive(visible_keys(self.positions[:, None], end, window), like)
+        else:
+            for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+                first = 0 if window is None else max(position + 1 - window, 0)
+                self.parts.append((slice(row, row + 1), slice(slot, slot + 1), slice(first, position + 1)))
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[rows, heads, 1, head], keys and values with their own number of heads -> the shape of ``query``."""
+        kept_keys, kept_values = self.cache.keys[layer], self.cache.values[layer]
+        kept_keys[self.slots, :, self.positions] = keys[:, :, 0]
+        kept_values[self.slots, :, self.positions] = values[:, :, 0]
         # The heads that share a key see the same past: as tokens of one head they need no copy of the keys.
         grouped = query.view(query.shape[0], keys.shape[1], -1, query.shape[3])
-        attended = F.scaled_dot_product_attention(
-            grouped,
-            self._keep(self.cache.keys[layer], keys),
-            self._keep(self.cache.values[layer], values),
-            attn_mask=self.mask,
-        )
-        return attended.reshape(query.shape)
-
-    def _keep(self, kept: Tensor, new: Tensor) -> Tensor:
-        """Write the new tokens and return all of these rows: [rows, key/value heads, length, head]."""
-        kept[self.slots, :, self.positions] = new[:, :, 0]
-        rows = kept[: len(self.slots)] if self.in_order else kept[self.slots]
-        return rows[:, :, : self.length]
+        attended = [
+            F.scaled_dot_product_attention(
+                grouped[rows], kept_keys[slots, :, span], kept_values[slots, :, span], attn_mask=self.mask
+            )
+            for rows, slots, span in self.parts
+        ]
+        return (attended[0] if len(attended) == 1 else torch.cat(attended)).reshape(query.shape)
 
 
 def _heads_first(states: Tensor) -> Tensor:
@@ -174,3 +180,12 @@ def _heads_first(states: Tensor) -> Tensor:
 def _additive(visible: Tensor, like: Tensor) -> Tensor:
     """0 where a key is seen and minus infinity elsewhere, computed once for all layers."""
     return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, float("-inf"))
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros, because 0 times what memory happens to hold may be NaN. On the CPU they take memory once written to: a
+    long row then costs its own length, not that of every slot."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    num_bytes = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(like.dtype).view(shape)
