@@ -20,6 +20,9 @@ from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.pipeline import Prepare, answer_all, answer_of, sampling_of
 from phi4mm.runtime.engine import Generation
+from phi4mm.runtime.fold import FoldedLinear, unfold
+from phi4mm.runtime.fold import fold as fold_adapter
+from phi4mm.runtime.quantize import QuantizedLinear, quantize_backbone
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
 
 _Result = TypeVar("_Result")
@@ -48,6 +51,7 @@ class Phi4MM:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
+        fold: str | None = None,
         revision: str | None = None,
     ) -> Phi4MM:
         """Load a checkpoint.
@@ -57,22 +61,37 @@ class Phi4MM:
                 ``"microsoft/Phi-4-multimodal-instruct"`` (safetensors only; downloaded once).
             device: ``"auto"`` takes a GPU where there is one; or any torch device.
             dtype: ``"auto"`` keeps the checkpoint's own; or "float32", "bfloat16", "float16", or a torch dtype.
-            quantize: no quantisation is available yet; only ``None``.
+            quantize: "int8" or "int4" stores the decoder's linears in as many bits, on the CPU; adapters, towers,
+                projectors and embedding stay as they are. Decoding reads less; long prompts become slower.
+            fold: an adapter to fold into a copy of the decoder's weights, for a run of rows that all take it; rows of
+                other routes are still right. ``model.unfold()`` drops the copy.
             revision: branch, tag or commit of a hub id.
 
         Raises:
             CheckpointError: the checkpoint cannot be had, or its files are wrong.
-            Phi4MMError: the device or dtype is not to be had.
+            Phi4MMError: the device, dtype, quantisation or adapter to fold is not to be had.
         """
-        if quantize is not None:
-            raise Phi4MMError(f"quantize={quantize!r} is not available; pass quantize=None")
         checkpoint = load_checkpoint(source, device=_device(device), dtype=_dtype(dtype), revision=revision)
+        if quantize is not None:
+            quantize_backbone(checkpoint.model, quantize)
+        if fold is not None:
+            fold_adapter(checkpoint.model, fold)
         return cls(checkpoint.model, checkpoint.tokenizer_file)
+
+    def unfold(self) -> None:
+        """Drop what ``fold`` made; the frozen weights are bit for bit what they were."""
+        unfold(self.model)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, layout: Literal["phi4mm", "transformers"] = "phi4mm"
     ) -> Path:
-        """Write the model, its adapters and tokenizer to a new folder, in our layout or in transformers'."""
+        """Write the model, its adapters and tokenizer to a new folder, in our layout or in transformers'.
+
+        Raises:
+            Phi4MMError: the model is quantised or folded.
+        """
+        if any(isinstance(module, QuantizedLinear | FoldedLinear) for module in self.model.modules()):
+            raise Phi4MMError("a quantised or folded model cannot be saved; load it without quantize= and fold=")
         return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
 
     def chat(self, text: str = "", **options: Unpack[RequestOptions]) -> Reply:
