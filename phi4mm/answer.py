@@ -32,6 +32,11 @@ class Answer:
         self._finish_reason: str | None = None
 
     @property
+    def finished(self) -> bool:
+        """Whether the reply is complete."""
+        return self._finish_reason is not None
+
+    @property
     def found_stop(self) -> bool:
         """Whether a stop string was found, so that the row need not go on."""
         return self._finish_reason == "stop"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
 import torch
 
-from phi4mm.answer import Answer
 from phi4mm.checkpoint import load_checkpoint, save_checkpoint
 from phi4mm.errors import BatchError, Phi4MMError, PromptError
 from phi4mm.inputs.audio import load_audio
@@ -17,9 +18,14 @@ from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.prompt import speech_prompt
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.pipeline import Prepare, answer_all, answer_of, sampling_of
 from phi4mm.runtime.engine import Generation
-from phi4mm.runtime.sampling import Sampling
+from phi4mm.runtime.fold import FoldedLinear, unfold
+from phi4mm.runtime.fold import fold as fold_adapter
+from phi4mm.runtime.quantize import QuantizedLinear, quantize_backbone
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
+
+_Result = TypeVar("_Result")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,6 +51,7 @@ class Phi4MM:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
+        fold: str | None = None,
         revision: str | None = None,
     ) -> Phi4MM:
         """Load a checkpoint.
@@ -54,22 +61,37 @@ class Phi4MM:
                 ``"microsoft/Phi-4-multimodal-instruct"`` (safetensors only; downloaded once).
             device: ``"auto"`` takes a GPU where there is one; or any torch device.
             dtype: ``"auto"`` keeps the checkpoint's own; or "float32", "bfloat16", "float16", or a torch dtype.
-            quantize: no quantisation is available yet; only ``None``.
+            quantize: "int8" or "int4" stores the decoder's linears in as many bits, on the CPU; adapters, towers,
+                projectors and embedding stay as they are. Decoding reads less; long prompts become slower.
+            fold: an adapter to fold into a copy of the decoder's weights, for a run of rows that all take it; rows of
+                other routes are still right. ``model.unfold()`` drops the copy.
             revision: branch, tag or commit of a hub id.
 
         Raises:
             CheckpointError: the checkpoint cannot be had, or its files are wrong.
-            Phi4MMError: the device or dtype is not to be had.
+            Phi4MMError: the device, dtype, quantisation or adapter to fold is not to be had.
         """
-        if quantize is not None:
-            raise Phi4MMError(f"quantize={quantize!r} is not available; pass quantize=None")
         checkpoint = load_checkpoint(source, device=_device(device), dtype=_dtype(dtype), revision=revision)
+        if quantize is not None:
+            quantize_backbone(checkpoint.model, quantize)
+        if fold is not None:
+            fold_adapter(checkpoint.model, fold)
         return cls(checkpoint.model, checkpoint.tokenizer_file)
+
+    def unfold(self) -> None:
+        """Drop what ``fold`` made; the frozen weights are bit for bit what they were."""
+        unfold(self.model)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, layout: Literal["phi4mm", "transformers"] = "phi4mm"
     ) -> Path:
-        """Write the model, its adapters and tokenizer to a new folder, in our layout or in transformers'."""
+        """Write the model, its adapters and tokenizer to a new folder, in our layout or in transformers'.
+
+        Raises:
+            Phi4MMError: the model is quantised or folded.
+        """
+        if any(isinstance(module, QuantizedLinear | FoldedLinear) for module in self.model.modules()):
+            raise Phi4MMError("a quantised or folded model cannot be saved; load it without quantize= and fold=")
         return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
 
     def chat(self, text: str = "", **options: Unpack[RequestOptions]) -> Reply:
@@ -83,8 +105,10 @@ class Phi4MM:
         Raises:
             Phi4MMError: an input or option is bad.
         """
-        request = Request(text, **options)
-        return self._answer([(request, self.processor.row(request))])[0]
+        [reply] = self._answer([partial(self._prepare, Request(text, **options))], batch_size=1)
+        if isinstance(reply, Phi4MMError):
+            raise reply
+        return reply
 
     def chat_batch(self, requests: Sequence[Request | Mapping[str, Any]], *, batch_size: int = 16) -> list[Reply]:
         """Answer many requests, of any mixture of modalities; each is answered as it would be alone.
@@ -101,18 +125,8 @@ class Phi4MM:
         """
         if batch_size < 1:
             raise PromptError(f"batch_size is {batch_size}; expected 1 or more")
-        replies: list[Reply | None] = []
-        errors: dict[int, Phi4MMError] = {}
-        for start in range(0, len(requests), batch_size):
-            part = requests[start : start + batch_size]
-            rows, bad = self.processor.rows(part)
-            errors.update({start + index: error for index, error in bad.items()})
-            good = [(Request.of(request), row) for request, row in zip(part, rows, strict=True) if row is not None]
-            answered = iter(self._answer(good))
-            replies += [None if row is None else next(answered) for row in rows]
-        if errors:
-            raise BatchError(replies, errors)
-        return [reply for reply in replies if reply is not None]
+        jobs = [partial(self._prepare, request) for request in requests]
+        return _all_or_errors(self._answer(jobs, batch_size=batch_size))
 
     def stream(self, text: str = "", **options: Unpack[RequestOptions]) -> Iterator[str]:
         """Answer one request piece by piece; the pieces together are ``chat``'s text. Arguments as ``chat``.
@@ -165,67 +179,52 @@ class Phi4MM:
         Raises:
             BatchError: some clips are bad; its ``results`` hold the transcripts of the others.
         """
-        text = speech_prompt(task, to) if prompt is None else prompt
-        transcripts: list[Transcript | None] = [None] * len(audios)
-        errors: dict[int, Phi4MMError] = {}
-        for start in range(0, len(audios), batch_size):
-            durations: dict[int, float] = {}
-            requests: list[Request] = []
-            for index, audio in enumerate(audios[start : start + batch_size], start):
-                try:
-                    waveform = load_audio(audio)
-                except Phi4MMError as error:
-                    errors[index] = error
-                    continue
-                durations[index] = waveform.duration
-                samples = (waveform.samples, waveform.sampling_rate)
-                requests.append(Request(text, audios=[samples], **options))
-            replies = self.chat_batch(requests, batch_size=batch_size)
-            for (index, duration), reply in zip(durations.items(), replies, strict=True):
-                said = reply.text.strip()
-                segments = (Segment(0.0, duration, said),) if said else ()
-                transcripts[index] = Transcript(said, segments, duration)
-        if errors:
-            raise BatchError(transcripts, errors)
-        return [transcript for transcript in transcripts if transcript is not None]
+        request = Request(speech_prompt(task, to) if prompt is None else prompt, **options)
+        durations: dict[int, float] = {}
 
-    def _answer(self, rows: Sequence[tuple[Request, Row]]) -> list[Reply]:
-        answers = [self._start(request, row) for request, row in rows]
-        if rows:
-            generation = self._generation(rows)
-            for step in generation:
-                answer = answers[step.row]
-                answer.push(step.token_id, step.finish_reason)
-                if answer.found_stop:
-                    generation.stop(step.row)
-        return [answer.reply() for answer in answers]
+        def prepare(index: int) -> tuple[Request, Row]:
+            waveform = load_audio(audios[index])
+            durations[index] = waveform.duration
+            return self._prepare(replace(request, audios=[(waveform.samples, waveform.sampling_rate)]))
+
+        replies = self._answer([partial(prepare, index) for index in range(len(audios))], batch_size=batch_size)
+        return _all_or_errors(
+            [
+                reply if isinstance(reply, Phi4MMError) else _transcript(reply, durations[index])
+                for index, reply in enumerate(replies)
+            ]
+        )
+
+    def _prepare(self, request: Request | Mapping[str, Any]) -> tuple[Request, Row]:
+        request = Request.of(request)
+        return request, self.processor.row(request)
+
+    def _answer(self, jobs: Sequence[Prepare], *, batch_size: int) -> list[Reply | Phi4MMError]:
+        if batch_size < 1:
+            raise PromptError(f"batch_size is {batch_size}; expected 1 or more")
+        return answer_all(self.model, self.processor, jobs, batch_size=batch_size)
 
     def _pieces(self, request: Request, row: Row) -> Iterator[str]:
-        answer = self._start(request, row)
-        for step in self._generation([(request, row)]):
+        answer = answer_of(request, row, self.model, self.processor)
+        for step in Generation(self.model, self.processor.collate([row]), [sampling_of(request, self.model)]):
             if piece := answer.push(step.token_id, step.finish_reason):
                 yield piece
-            if answer.found_stop:
+            if answer.finished:
                 return
 
-    def _start(self, request: Request, row: Row) -> Answer:
-        stop_token_ids = self.model.config.backbone.stop_token_ids
-        return Answer(row, self.processor.tokenizer, request.stop, stop_token_ids)
 
-    def _generation(self, rows: Sequence[tuple[Request, Row]]) -> Generation:
-        samplings = [
-            Sampling(
-                max_new_tokens=request.max_new_tokens,
-                temperature=request.temperature,
-                top_p=request.top_p,
-                top_k=request.top_k,
-                repetition_penalty=request.repetition_penalty,
-                seed=request.seed,
-                stop_token_ids=self.model.config.backbone.stop_token_ids,
-            )
-            for request, _ in rows
-        ]
-        return Generation(self.model, self.processor.collate([row for _, row in rows]), samplings)
+def _transcript(reply: Reply, duration: float) -> Transcript:
+    said = reply.text.strip()
+    return Transcript(said, (Segment(0.0, duration, said),) if said else (), duration)
+
+
+def _all_or_errors(results: Sequence[_Result | Phi4MMError]) -> list[_Result]:
+    """The results, or a ``BatchError`` that holds them where some of them failed."""
+    good = [None if isinstance(result, Phi4MMError) else result for result in results]
+    errors = {index: result for index, result in enumerate(results) if isinstance(result, Phi4MMError)}
+    if errors:
+        raise BatchError(good, errors)
+    return [result for result in good if result is not None]
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -16,11 +16,11 @@ from phi4mm.model.mixture import Gate, MixtureLinear
 from phi4mm.model.rope import rotary_tables, rotate
 
 
-class KeyValueCache(Protocol):
-    """What attention needs of a cache: keep this step's keys and values, hand back those to attend to."""
+class CachedAttention(Protocol):
+    """Attention over a cache: keep this step's keys and values, and attend to those of each row so far."""
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """[rows, key/value heads, tokens, head] -> [rows, key/value heads, keys to attend to, head]."""
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Rotated [rows, heads, tokens, head] and [rows, key/value heads, tokens, head] -> the shape of ``query``."""
         ...
 
 
@@ -54,17 +54,18 @@ class Attention(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         gate: Gate | None,
-        cache: KeyValueCache | None,
+        cache: CachedAttention | None,
         mask: Tensor | None,
     ) -> Tensor:
         qkv = self.qkv_proj(hidden, gate).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         query, key, value = qkv.split(self.heads, dim=1)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
-            key, value = cache.update(self.layer, key, value)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+            attended = cache.attend(self.layer, query, key, value)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            )
         return self.o_proj(attended.transpose(1, 2).flatten(2), gate)
 
 
@@ -96,7 +97,7 @@ class DecoderLayer(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         gate: Gate | None,
-        cache: KeyValueCache | None,
+        cache: CachedAttention | None,
         mask: Tensor | None,
     ) -> Tensor:
         hidden = hidden + self.attention(self.input_norm(hidden), rotary, gate, cache, mask)
@@ -126,8 +127,7 @@ class Backbone(nn.Module):
         positions: Tensor,
         long_rows: Tensor,
         gate: Gate | None = None,
-        cache: KeyValueCache | None = None,
-        mask: Tensor | None = None,
+        cache: CachedAttention | None = None,
     ) -> Tensor:
         """Run the decoder.
 
@@ -136,15 +136,15 @@ class Backbone(nn.Module):
             positions: of each token in its row [rows, tokens].
             long_rows: bool [rows], rows that take the long rope factors.
             gate: the adapters of each row.
-            cache: where keys and values are kept.
-            mask: bool [rows, 1, tokens, keys], which of the cache's keys each token sees. ``None``: these tokens
-                start their rows and see one another causally.
+            cache: attends to the earlier tokens of each row; ``None``: these tokens start their rows, and see one
+                another causally.
 
         Returns:
             Normed hidden states [rows, tokens, hidden].
         """
         window = self.config.sliding_window
-        if mask is None and window is not None and embeddings.shape[1] > window:
+        mask = None
+        if cache is None and window is not None and embeddings.shape[1] > window:
             mask = visible_keys(positions, embeddings.shape[1], window)
         cos, sin = rotary_tables(self.config, positions, long_rows)
         rotary = (cos.to(embeddings.dtype), sin.to(embeddings.dtype))

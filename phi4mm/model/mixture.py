@@ -81,9 +81,13 @@ class MixtureLinear(nn.Module):
             nn.init.kaiming_uniform_(self.lora_a, a=5**0.5)
         nn.init.zeros_(self.lora_b)
 
+    def frozen(self, hidden: Tensor) -> Tensor:
+        """W x: what a row without an adapter gets."""
+        return F.linear(hidden, self.weight)
+
     def forward(self, hidden: Tensor, gate: Gate | None) -> Tensor:
         """[rows, tokens, in_size] -> [rows, tokens, out_size]."""
-        output = F.linear(hidden, self.weight)
+        output = self.frozen(hidden)
         if gate is None:
             return output
         low_rank = F.linear(hidden, self.lora_a[gate.span]) * gate.weights

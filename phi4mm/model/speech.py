@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from phi4mm.model.config import SpeechConfig
 
+_BLOCK_FRAMES = 2048  # about 20 s; a power of two, and so a multiple of any time reduction
+
 
 class Subsampling(nn.Module):
     """Stride-2 3x3 convolutions over (time, mel), all but the first depthwise + pointwise (as in NeMo)."""
@@ -34,21 +36,38 @@ class Subsampling(nn.Module):
         self.out = nn.Linear(channels * mels, config.hidden_size)
 
     def forward(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """[clips, frames, mels] and valid frames per clip -> [clips, tokens, hidden] and valid tokens per clip."""
+        """[clips, frames, mels] and valid frames per clip -> [clips, tokens, hidden] and valid tokens per clip.
+
+        Long clips are run block by block, so that memory does not grow with their length. A token sees no frame from
+        the next one on, and of those before its own only as many as make one token.
+        """
+        reduction = 2 ** len(self.stages)
+        blocks = []
+        for start in range(0, features.shape[1], _BLOCK_FRAMES):
+            lead = min(start, reduction)
+            block = features[:, start - lead : start + _BLOCK_FRAMES]
+            blocks.append(self._run(block, (num_frames - start + lead).clamp(min=0))[:, lead // reduction :])
         lengths = num_frames
-        hidden = _zero_past_end(features, lengths).unsqueeze(1)
-        for stage in self.stages:
-            hidden = F.relu(stage(hidden))
+        for _ in self.stages:
             lengths = (lengths + 1) // 2
-            hidden = _zero_past_end(hidden.transpose(1, 2), lengths).transpose(1, 2)
-        hidden = self.out(hidden.transpose(1, 2).flatten(2))
-        return hidden, lengths
+        return self.out(torch.cat(blocks, dim=1)), lengths
+
+    def _run(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """[clips, frames, mels] -> [clips, tokens, channels * mels left]."""
+        # Channels last: depthwise convolutions then run over neighbouring values, and pointwise ones are products.
+        # (A single channel lies either way; these strides say which.)
+        hidden = _zero_past_end(features[:, None], lengths)[:, 0, :, :, None].permute(0, 3, 1, 2)
+        for stage in self.stages:
+            hidden = F.relu(stage(hidden), inplace=True).contiguous(memory_format=torch.channels_last)
+            lengths = (lengths + 1) // 2
+            hidden = _zero_past_end(hidden, lengths)
+        return hidden.transpose(1, 2).flatten(2)
 
 
 def _zero_past_end(values: Tensor, lengths: Tensor) -> Tensor:
-    """Zero ``values`` [clips, time, ...] from each clip's length on."""
-    past_end = _positions(values.shape[1], lengths) >= lengths[:, None]
-    return values.masked_fill(past_end.view(*past_end.shape, *[1] * (values.dim() - 2)), 0.0)
+    """Zero ``values`` [clips, channels, time, mels] from each clip's length on."""
+    past_end = _positions(values.shape[2], lengths) >= lengths[:, None]
+    return values.masked_fill(past_end[:, None, :, None], 0.0) if past_end.any() else values
 
 
 def _positions(size: int, like: Tensor) -> Tensor:

@@ -97,7 +97,9 @@ class VisionTower(nn.Module):
         """[crops, channels, size, size] and bool masks [crops, side, side] -> [crops, side * side, hidden]."""
         hidden = self.embedding(crops, masks)
         keys = masks.flatten(1)
-        mask = None if bool(keys.all()) else keys[:, None, None, :]
+        mask = None
+        if not bool(keys.all()):  # one additive mask for all layers: a boolean one would be turned into it in each
+            mask = torch.zeros_like(keys, dtype=hidden.dtype).masked_fill_(~keys, float("-inf"))[:, None, None, :]
         for layer in self.layers:
             hidden = layer(hidden, mask)
         return hidden

@@ -1,109 +1,236 @@
-"""Prefill and decode. The engine knows tokens and positions, nothing of text or media."""
+"""Continuous batching. The engine knows tokens and positions, nothing of text or media."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from phi4mm.model.backbone import visible_keys
 from phi4mm.model.batch import Batch
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
-from phi4mm.runtime.cache import DecodeView, KeyValueCache, PrefillView
-from phi4mm.runtime.sampling import Sampling, next_token
+from phi4mm.runtime.runner import ModelRunner, Piece, Token
+from phi4mm.runtime.sampling import Sampling, next_tokens
+
+PREFILL_TOKENS = 512  # of prompts run between two decoding steps: enough to keep the arithmetic busy
 
 
-@dataclass
-class RowState:
-    """One row while it is being decoded.
+class Runner(Protocol):
+    """What the engine needs of a model with a cache of ``num_slots`` slots."""
+
+    num_slots: int
+    max_positions: int
+    original_max_positions: int
+
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """[tokens] -> [tokens, hidden]."""
+        ...
+
+    def prefill(self, pieces: Sequence[Piece]) -> Tensor:
+        """Run pieces of prompts; the scores after each final one [final pieces, vocabulary]."""
+        ...
+
+    def decode(self, tokens: Sequence[Token]) -> Tensor:
+        """Run one token of each of some rows; the scores after each [rows, vocabulary]."""
+        ...
+
+    def move(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first ``num_tokens`` of one slot to another."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row to be continued.
 
     Attributes:
-        index: the row's place in the batch that was handed in.
-        prompt: the prompt's embeddings [tokens, hidden], kept for the row's second prefill (see ``_crosses``).
-        token_ids: prompt and generated tokens.
-        num_new: how many of those were generated.
-        finish_reason: ``None`` while the row goes on.
+        token_ids: of the prompt.
+        embeddings: [tokens, hidden], with media in their places.
+        route: its adapter.
+        sampling: how to choose tokens and when to end.
     """
 
-    index: int
-    prompt: Tensor
+    token_ids: Sequence[int]
+    embeddings: Tensor
     route: Route
     sampling: Sampling
-    token_ids: list[int]
-    num_new: int = 0
-    finish_reason: str | None = None
-    generator: torch.Generator = field(default_factory=torch.Generator)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token: the row's place in the batch, the token, and why the row ended, if it did."""
+    """One generated token: the row, the token, and why the row ended, if it did."""
 
     row: int
     token_id: int
     finish_reason: str | None
 
 
-def prefill(
-    model: Phi4MMModel,
-    embeddings: Tensor,
-    lengths: Tensor,
-    routes: tuple[Route, ...],
-    cache: KeyValueCache,
-    slots: Tensor,
-) -> Tensor:
-    """Run whole prompts and keep their keys and values.
+@dataclass(eq=False)
+class RowState:
+    """One row from its arrival to its end.
+
+    Attributes:
+        index: the row's number, in order of arrival.
+        prompt: the prompt's embeddings [tokens, hidden], kept while the row may need a second prefill.
+        token_ids: prompt and generated tokens.
+        pending: embeddings to be prefilled, from position 0 on; ``None`` while the row is decoded.
+        position: tokens of the row that are in the cache.
+        long: whether it takes the long rope factors.
+        num_new: how many tokens were generated.
+    """
+
+    index: int
+    prompt: Tensor | None
+    token_ids: list[int]
+    route: Route
+    sampling: Sampling
+    pending: Tensor | None
+    long: bool
+    position: int = 0
+    num_new: int = 0
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+
+class Engine:
+    """Decodes rows that come and go. Each row's tokens are those that it has alone.
+
+    Call ``submit`` at any time and ``step`` while ``busy``. A step runs one token of every row whose prompt is done,
+    takes waiting rows into free slots, and runs at most ``prefill_tokens`` tokens of prompts, oldest row first; so a
+    long prompt holds up the others by one piece of it at a time, and no row waits for another to end.
 
     Args:
-        embeddings: [rows, tokens, hidden], padded at the end.
-        lengths: valid tokens of each row [rows].
-        routes: one per row.
-        cache, slots: where each row's keys and values go.
-
-    Returns:
-        The scores after each row's last token [rows, vocabulary].
+        runner: the model and its cache.
+        prefill_tokens: the most prompt tokens run in a step.
     """
-    num_rows, num_tokens, _ = embeddings.shape
-    cache.reserve(num_tokens)
-    positions = torch.arange(num_tokens, device=embeddings.device).expand(num_rows, -1)
-    hidden = model.backbone(
-        embeddings,
-        positions,
-        model.long_rows(lengths),
-        gate=model.gate(routes),
-        cache=PrefillView(cache, slots),
-    )
-    last = hidden[torch.arange(num_rows, device=hidden.device), lengths - 1]
-    return model.backbone.logits(last)
 
+    def __init__(self, runner: Runner, *, prefill_tokens: int = PREFILL_TOKENS) -> None:
+        self._runner = runner
+        self._prefill_tokens = prefill_tokens
+        self._slots: list[RowState | None] = [None] * runner.num_slots
+        self._waiting: deque[RowState] = deque()
+        self._num_submitted = 0
 
-def decode(
-    model: Phi4MMModel, token_ids: Tensor, positions: Tensor, routes: tuple[Route, ...], cache: KeyValueCache
-) -> Tensor:
-    """Run one token of every slot.
+    @property
+    def busy(self) -> bool:
+        """Whether any row is waiting or being run."""
+        return bool(self._waiting) or any(self._slots)
 
-    Args:
-        token_ids, positions: of each row's newest token [rows].
-        routes: one per row.
-        cache: one slot per row, in the same order.
+    @property
+    def num_free(self) -> int:
+        """Slots that no row has or waits for."""
+        return max(self._slots.count(None) - len(self._waiting), 0)
 
-    Returns:
-        The scores after it [rows, vocabulary].
-    """
-    length = int(positions.max()) + 1
-    cache.reserve(length)
-    hidden = model.backbone(
-        model.backbone.embed_tokens(token_ids[:, None]),
-        positions[:, None],
-        model.long_rows(positions + 1),
-        gate=model.gate(routes),
-        cache=DecodeView(cache, positions, length),
-        mask=visible_keys(positions[:, None], length, model.config.backbone.sliding_window),
-    )
-    return model.backbone.logits(hidden[:, 0])
+    def submit(self, prompt: Prompt) -> int:
+        """Queue a row and return its number, which its steps carry."""
+        length = len(prompt.token_ids)
+        original = self._runner.original_max_positions
+        may_cross = length <= original < length + prompt.sampling.max_new_tokens
+        row = RowState(
+            index=self._num_submitted,
+            prompt=prompt.embeddings if may_cross else None,
+            token_ids=list(prompt.token_ids),
+            route=prompt.route,
+            sampling=prompt.sampling,
+            pending=prompt.embeddings,
+            long=length > original,
+            generator=prompt.sampling.generator(),
+        )
+        self._num_submitted += 1
+        self._waiting.append(row)
+        return row.index
+
+    def cancel(self, row: int) -> None:
+        """End a row from outside; its slot is free at once. One that has ended, or never was, is passed over."""
+        self._waiting = deque(state for state in self._waiting if state.index != row)
+        self._slots = [None if state is not None and state.index == row else state for state in self._slots]
+
+    @torch.inference_mode()
+    def step(self) -> list[Step]:
+        """Go on by at most one token a row."""
+        decoded = self._decode()
+        for slot, state in enumerate(self._slots):
+            if state is None and self._waiting:
+                self._slots[slot] = self._waiting.popleft()
+        return decoded + self._prefill(without={step.row for step in decoded})
+
+    def _running(self) -> list[tuple[int, RowState]]:
+        """The slots and rows that are decoded."""
+        return [(slot, state) for slot, state in enumerate(self._slots) if state and state.pending is None]
+
+    def _decode(self) -> list[Step]:
+        self._close_gaps()
+        running = self._running()
+        if not running:
+            return []
+        scores = self._runner.decode(
+            [Token(slot, state.token_ids[-1], state.position, state.route, state.long) for slot, state in running]
+        )
+        for _, state in running:
+            state.position += 1
+        return self._advance([state for _, state in running], scores)
+
+    def _close_gaps(self) -> None:
+        """Move the last rows into free slots, so that those that are decoded lie in the first ones."""
+        while (running := self._running()) and None in self._slots[: running[-1][0]]:
+            (source, state), target = running[-1], self._slots.index(None)
+            self._runner.move(source, target, state.position)
+            self._slots[target], self._slots[source] = state, None
+
+    def _prefill(self, without: set[int]) -> list[Step]:
+        room = self._prefill_tokens
+        pieces: list[Piece] = []
+        finished: list[RowState] = []
+        for slot, state in sorted(enumerate(self._slots), key=lambda pair: pair[1].index if pair[1] else 0):
+            if state is None or state.pending is None or state.index in without or not room:
+                continue
+            start, end = state.position, min(state.position + room, len(state.pending))
+            final = end == len(state.pending)
+            pieces.append(Piece(slot, start, state.pending[start:end], state.route, state.long, final))
+            state.position = end
+            room -= end - start
+            if final:
+                state.pending = None
+                finished.append(state)
+        if not pieces:
+            return []
+        scores = self._runner.prefill(pieces)
+        return self._advance(finished, scores) if finished else []
+
+    def _advance(self, states: Sequence[RowState], scores: Tensor) -> list[Step]:
+        """Choose each row's next token from its scores, and end or turn the rows that it takes over a limit."""
+        chosen = next_tokens(
+            scores,
+            [state.token_ids for state in states],
+            [state.sampling for state in states],
+            [state.generator for state in states],
+        )
+        return [self._push(state, token_id) for state, token_id in zip(states, chosen, strict=True)]
+
+    def _push(self, state: RowState, token_id: int) -> Step:
+        state.token_ids.append(token_id)
+        state.num_new += 1
+        length = len(state.token_ids)
+        finish_reason = None
+        if token_id in state.sampling.stop_token_ids:
+            finish_reason = "stop"
+        elif state.num_new >= state.sampling.max_new_tokens or length >= self._runner.max_positions:
+            finish_reason = "length"
+        if finish_reason is not None:
+            self.cancel(state.index)
+        elif length > self._runner.original_max_positions and not state.long:
+            self._turn_long(state)
+        return Step(state.index, token_id, finish_reason)
+
+    def _turn_long(self, state: RowState) -> None:
+        """With the long factors every key of the row changes: run it again from its start, and only this row."""
+        assert state.prompt is not None
+        new = self._runner.embed(state.token_ids[-state.num_new :])
+        state.pending = torch.cat((state.prompt, new))
+        state.prompt, state.position, state.long = None, 0, True
 
 
 class Generation:
@@ -117,82 +244,32 @@ class Generation:
 
     def __init__(self, model: Phi4MMModel, batch: Batch, samplings: Sequence[Sampling]) -> None:
         self._model = model
-        self._batch = batch.to(model.device)
+        self._batch = batch
         self._samplings = tuple(samplings)
-        self._rows: list[RowState] = []
+        self._engine = Engine(ModelRunner(model, len(batch.routes)))
 
     def stop(self, row: int) -> None:
         """End a row from outside (a stop string was found); the others go on."""
-        for state in self._rows:
-            if state.index == row:
-                state.finish_reason = "stop"
+        self._engine.cancel(row)
 
-    @torch.inference_mode()
     def __iter__(self) -> Iterator[Step]:
-        model, batch = self._model, self._batch
-        embeddings = model.embed(batch)
-        lengths = batch.lengths.tolist()
-        self._rows = [
-            RowState(
-                index=index,
-                prompt=embeddings[index, :length],
-                route=batch.routes[index],
-                sampling=sampling,
-                token_ids=batch.token_ids[index, :length].tolist(),
-                generator=sampling.generator(),
-            )
-            for index, (length, sampling) in enumerate(zip(lengths, self._samplings, strict=True))
-        ]
-        cache = KeyValueCache(model.config.backbone, len(self._rows), device=model.device, dtype=model.dtype)
-        slots = torch.arange(len(self._rows), device=model.device)
-        scores = prefill(model, embeddings, batch.lengths, batch.routes, cache, slots)
-        del embeddings
-        while True:
-            for state, row_scores in zip(self._rows, scores, strict=True):
-                yield self._advance(state, row_scores)
-            going = [slot for slot, state in enumerate(self._rows) if state.finish_reason is None]
-            if not going:
-                return
-            if len(going) < len(self._rows):
-                self._rows = [self._rows[slot] for slot in going]
-                cache.keep(going)
-            scores = self._step(cache)
+        for prompt in prompts(self._model, self._batch, self._samplings):
+            self._engine.submit(prompt)
+        while self._engine.busy:
+            yield from self._engine.step()
 
-    def _advance(self, state: RowState, scores: Tensor) -> Step:
-        sampling = state.sampling
-        token_id = next_token(scores, state.token_ids, sampling, state.generator)
-        state.token_ids.append(token_id)
-        state.num_new += 1
-        if token_id in sampling.stop_token_ids:
-            state.finish_reason = "stop"
-        elif (
-            state.num_new >= sampling.max_new_tokens
-            or len(state.token_ids) >= self._model.config.backbone.max_positions
-        ):
-            state.finish_reason = "length"
-        return Step(state.index, token_id, state.finish_reason)
 
-    def _step(self, cache: KeyValueCache) -> Tensor:
-        """Scores after every row's newest token [rows, vocabulary]."""
-        model, device = self._model, self._model.device
-        token_ids = torch.tensor([state.token_ids[-1] for state in self._rows], device=device)
-        positions = torch.tensor([len(state.token_ids) - 1 for state in self._rows], device=device)
-        routes = tuple(state.route for state in self._rows)
-        scores = decode(model, token_ids, positions, routes, cache)
-        for slot, state in enumerate(self._rows):
-            if self._crosses(state):
-                scores[slot] = self._prefill_again(state, cache, slot)
-        return scores
-
-    def _crosses(self, state: RowState) -> bool:
-        """Whether the newest token takes the row over the range of the short rope factors."""
-        return state.num_new > 0 and len(state.token_ids) == self._model.config.backbone.original_max_positions + 1
-
-    def _prefill_again(self, state: RowState, cache: KeyValueCache, slot: int) -> Tensor:
-        """With the long factors every key of the row changes: run it from its start, and only this row."""
-        model = self._model
-        new = torch.tensor(state.token_ids[-state.num_new :], device=model.device)
-        embeddings = torch.cat((state.prompt, model.backbone.embed_tokens(new)))[None]
-        lengths = torch.tensor([embeddings.shape[1]], device=model.device)
-        slots = torch.tensor([slot], device=model.device)
-        return prefill(model, embeddings, lengths, (state.route,), cache, slots)[0]
+@torch.inference_mode()
+def prompts(model: Phi4MMModel, batch: Batch, samplings: Sequence[Sampling]) -> list[Prompt]:
+    """The rows of a batch as the engine takes them: the media are encoded here."""
+    embeddings = model.embed(batch.to(model.device))
+    return [
+        Prompt(
+            token_ids=batch.token_ids[index, :length].tolist(),
+            # A copy, so that a row does not hold the whole batch in memory.
+            embeddings=embeddings[index, :length].clone(),
+            route=batch.routes[index],
+            sampling=sampling,
+        )
+        for index, (length, sampling) in enumerate(zip(batch.lengths.tolist(), samplings, strict=True))
+    ]

@@ -31,6 +31,11 @@ class Sampling:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the highest score decides, as it comes from the model."""
+        return self.temperature == 0.0 and self.repetition_penalty == 1.0
+
     def generator(self) -> torch.Generator:
         """A generator for one row, on the CPU, so that a seed gives the same tokens on any device."""
         generator = torch.Generator()
@@ -39,6 +44,25 @@ class Sampling:
         else:
             generator.manual_seed(self.seed)
         return generator
+
+
+def next_tokens(
+    scores: Tensor,
+    seen: Sequence[Sequence[int]],
+    samplings: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+) -> list[int]:
+    """Choose a token for each row; the greedy ones come from the device in one go.
+
+    Args:
+        scores: [rows, vocabulary].
+        seen, samplings, generators: of each row, as ``next_token``.
+    """
+    greedy: list[int] = scores.argmax(dim=-1).tolist()
+    return [
+        greedy[row] if sampling.is_greedy else next_token(scores[row], seen[row], sampling, generators[row])
+        for row, sampling in enumerate(samplings)
+    ]
 
 
 def next_token(scores: Tensor, seen: Sequence[int], sampling: Sampling, generator: torch.Generator) -> int:

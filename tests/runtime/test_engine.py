@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from PIL import Image
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.runtime.engine import Generation
+from phi4mm.runtime.cache import KeyValueCache
+from phi4mm.runtime.engine import Engine, Generation, RowState, prompts
+from phi4mm.runtime.runner import ModelRunner, Piece
 from phi4mm.runtime.sampling import Sampling
 from phi4mm.types import Request
 from tests.conftest import TINY, randomise
@@ -146,3 +149,65 @@ def test_a_row_ends_where_the_positions_end(processor: Processor, rows: list[Row
     model = Phi4MMModel(config).eval()
     steps = list(Generation(model, processor.collate(rows[:1]), [Sampling(50)]))
     assert (len(steps), steps[-1].finish_reason) == (3, "length")
+
+
+def test_a_dropped_stream_leaves_nothing(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
+    generation = Generation(tiny_model, processor.collate(rows[:1]), [Sampling(50)])
+    steps = iter(generation)
+    next(steps)
+    del steps, generation
+    gc.collect()
+    assert not any(type(kept) in (RowState, KeyValueCache) for kept in gc.get_objects())
+
+
+def test_prompts_in_pieces_give_the_same_scores(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
+    batch = processor.collate(rows)
+    whole = ModelRunner(tiny_model, len(rows))
+    prompts_ = prompts(tiny_model, batch, [Sampling(1)] * len(rows))
+    with torch.no_grad():
+        expected = tiny_model(batch)
+        scores = whole.prefill(
+            [Piece(slot, 0, prompt.embeddings, prompt.route, False, True) for slot, prompt in enumerate(prompts_)]
+        )
+        for slot, prompt in enumerate(prompts_):
+            last = expected[slot, len(prompt.token_ids) - 1]
+            assert (scores[slot] - last).norm() / last.norm() < 1e-5
+            pieces = prompt.embeddings.split(11)
+            for index, piece in enumerate(pieces):
+                final = index == len(pieces) - 1
+                in_pieces = whole.prefill([Piece(3, 11 * index, piece, prompt.route, False, final)])
+            assert (in_pieces[0] - last).norm() / last.norm() < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tokens_do_not_depend_on_what_comes_and_goes(
+    tiny_model: Phi4MMModel, processor: Processor, rows: list[Row], seed: int
+) -> None:
+    expected = greedy(tiny_model, processor, rows)
+    random = np.random.default_rng(seed)
+    engine = Engine(ModelRunner(tiny_model, 3), prefill_tokens=int(random.integers(5, 60)))
+    order = random.permutation(len(rows)).tolist()
+    lengths = random.integers(1, 13, len(rows)).tolist()
+    waiting = [(row, prompts(tiny_model, processor.collate([rows[row]]), [Sampling(lengths[row])])[0]) for row in order]
+    names: dict[int, int] = {}
+    tokens: dict[int, list[int]] = {row: [] for row in order}
+    while waiting or engine.busy:
+        for _ in range(min(int(random.integers(0, 3)), len(waiting))):
+            row, prompt = waiting.pop()
+            names[engine.submit(prompt)] = row
+        for step in engine.step():
+            tokens[names[step.row]].append(step.token_id)
+    assert tokens == {row: expected[row][: lengths[row]] for row in order}
+
+
+def test_sliding_window(processor: Processor, rows: list[Row]) -> None:
+    config = replace(TINY, backbone=replace(TINY.backbone, sliding_window=13))
+    model = Phi4MMModel(config).eval().requires_grad_(False)
+    randomise(model, seed=2)
+    prompt = prompts(model, processor.collate([rows[5]]), [Sampling(12)])[0]
+    engine = Engine(ModelRunner(model, 1), prefill_tokens=9)
+    engine.submit(prompt)
+    tokens = []
+    while engine.busy:
+        tokens += [step.token_id for step in engine.step()]
+    assert tokens == greedy_without_cache(model, processor, rows[5], 12)

@@ -1,0 +1,254 @@
+"""``python -m phi4mm.bench``: how fast on this machine, side by side with transformers on the same weights."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phi4mm.bench import cases
+from phi4mm.errors import Phi4MMError
+
+PROGRAM = "phi4mm.bench"
+_SIDES = ("ours", "theirs")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row: the work, and what is subtracted from its time (a prefill from a decode, to leave the decode).
+
+    Attributes:
+        name: in the table.
+        method, arguments: of ``Ours`` and ``Theirs``.
+        without: arguments of the same method whose time is taken off.
+        per: what the time is divided by.
+        of: where set, the row tells this many seconds of audio per second instead of a time.
+    """
+
+    name: str
+    method: str
+    arguments: tuple[Any, ...] = ()
+    without: tuple[Any, ...] | None = None
+    per: int = 1
+    of: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row's medians: seconds, bytes or seconds of audio per second (see ``unit``), and how many times better."""
+
+    name: str
+    unit: str
+    ours: float
+    theirs: float | None
+    ratio: float | None
+
+
+def measures(preset: cases.Preset) -> list[Measure]:
+    """Every row that is timed with a preset."""
+    new = preset.new_tokens
+    seconds = sum(len(samples) for samples in cases.job_clips(preset.num_clips)) / cases.SAMPLING_RATE
+    return [
+        Measure("feature extraction, 8 clips of 10 s", "feature_extraction"),
+        Measure("image preparation, 1344 x 896", "image_preparation"),
+        Measure("speech tower, 10 s", "speech_tower"),
+        Measure("vision tower, 2 crops", "vision_tower"),
+        Measure("first token, 10 s clip", "generate", ("audio", 1, 1)),
+        *(
+            Measure(f"decode per token, batch {count}", "generate", ("text", count, 1 + new), ("text", count, 1), new)
+            for count in (1, 4, 16)
+        ),
+        Measure(f"text, image, audio, image+audio: {new} tokens each", "mixed_batch"),
+        Measure(f"ASR of {preset.num_clips} clips, RTFx", "asr_job", of=seconds),
+    ]
+
+
+class Worker:
+    """A process that holds one side's model."""
+
+    def __init__(self, side: str, folder: Path, options: argparse.Namespace) -> None:
+        command = [sys.executable, "-m", "phi4mm.bench.worker", side, str(folder)]
+        command += ["--preset", options.preset, "--threads", str(options.threads)]
+        command += ["--quantize", options.quantize] if options.quantize else []
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.peak_bytes = 0
+        self.load_seconds = float(self._answer()["seconds"])
+
+    def run(self, method: str, arguments: Sequence[Any]) -> float:
+        """Seconds that it took."""
+        assert self._process.stdin is not None
+        print(json.dumps({"method": method, "arguments": arguments}), file=self._process.stdin, flush=True)
+        answer = self._answer()
+        self.peak_bytes = answer["peak_bytes"]
+        return float(answer["seconds"])
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise Phi4MMError(f"a side of the comparison ended with code {self._process.wait()}; its message is above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@contextlib.contextmanager
+def workers(sides: Sequence[str], folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Worker]]:
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for side in sides:
+            started[side] = Worker(side, folder, options)
+            stack.callback(started[side].close)
+        yield started
+
+
+def time_rows(group: dict[str, Worker], rows: Sequence[Measure], repeats: int) -> dict[str, dict[str, float]]:
+    """Row -> side -> median; the sides take turns, after one turn each that is not counted."""
+    medians: dict[str, dict[str, float]] = {}
+    for row in rows:
+        times: dict[str, list[float]] = {side: [] for side in group}
+        for turn in range(1 + repeats):
+            for side in sorted(group, reverse=bool(turn % 2)):
+                seconds = group[side].run(row.method, row.arguments)
+                if row.without is not None:
+                    seconds -= group[side].run(row.method, row.without)
+                if turn:
+                    times[side].append(seconds / row.per)
+        medians[row.name] = {side: statistics.median(values) for side, values in times.items()}
+        told = ", ".join(f"{side} {seconds:.4g} s" for side, seconds in medians[row.name].items())
+        print(f"{PROGRAM}: {row.name}: {told}", file=sys.stderr, flush=True)
+    return medians
+
+
+def compare(options: argparse.Namespace, folder: Path) -> list[Result]:
+    """Load both sides, run every row, and set them side by side."""
+    rows = [row for row in measures(cases.PRESETS[options.preset]) if options.only in row.name]
+    sides = _SIDES if options.compare else _SIDES[:1]
+    load: dict[str, float] = {}
+    peak: dict[str, float] = {}
+    medians: dict[str, dict[str, float]] = {row.name: {} for row in rows}
+    for together in [[side] for side in sides] if options.one_at_a_time else [list(sides)]:
+        with workers(together, folder, options) as group:
+            for name, values in time_rows(group, rows, options.repeats).items():
+                medians[name] |= values
+            load |= {side: worker.load_seconds for side, worker in group.items()}
+            peak |= {side: worker.peak_bytes for side, worker in group.items()}
+    results = [_result("load", "s", load), _result("peak memory of the process", "bytes", peak)]
+    for row in rows:
+        if row.of is None:
+            results.append(_result(row.name, "s", medians[row.name]))
+        else:
+            speeds = {side: row.of / seconds for side, seconds in medians[row.name].items()}
+            results.append(_result(row.name, "x", speeds))
+    return results
+
+
+def _result(name: str, unit: str, values: dict[str, float]) -> Result:
+    ours, theirs = values["ours"], values.get("theirs")
+    ratio = None if theirs is None else (ours / theirs if unit == "x" else theirs / ours)
+    return Result(name, unit, ours, theirs, ratio)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    import transformers
+
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown."""
+
+    def cell(value: float | None, unit: str) -> str:
+        if value is None:
+            return ""
+        if unit == "bytes":
+            return f"{value / 2**30:.2f} GiB"
+        if unit == "x":
+            return f"{value:.1f}"
+        return f"{value * 1000:.1f} ms" if value < 10 else f"{value:.1f} s"
+
+    lines = ["| | phi4mm | transformers | times better |", "|---|---:|---:|---:|"]
+    for row in results:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        lines.append(f"| {row.name} | {cell(row.ours, row.unit)} | {cell(row.theirs, row.unit)} | {ratio} |")
+    return "\n".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}",
+        description="Time this package and transformers' port with peft's adapters: the same weights, type and threads,"
+        " two processes that take turns, medians.",
+    )
+    parser.add_argument("--preset", choices=cases.PRESETS, default="tiny", help="default: tiny, the bundled checkpoint")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="default: bfloat16")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="quantise this side's linears")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: every core")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="counted turns of each side (default: 5)")
+    parser.add_argument("--only", default="", metavar="WORD", help="only rows whose name holds this")
+    parser.add_argument("--no-compare", dest="compare", action="store_false", help="leave transformers out")
+    parser.add_argument(
+        "--one-at-a-time", action="store_true", help="one side after the other, where both do not fit into memory"
+    )
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where the model is written, and used again")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.threads < 1 or options.repeats < 1:
+        parser.error("--threads and --repeats are 1 or more")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch) / "model"
+        if not folder.exists():
+            cases.make_checkpoint(cases.PRESETS[options.preset], folder, getattr(torch, options.dtype))
+        try:
+            results = compare(options, folder)
+        except Phi4MMError as error:
+            print(f"{PROGRAM}: {error}", file=sys.stderr)
+            return 1
+    about = machine() | {name: getattr(options, name) for name in ("preset", "dtype", "quantize", "threads", "repeats")}
+    print(", ".join(f"{name} {value}" for name, value in about.items()) + "\n\n" + table(results))
+    if options.json:
+        beside = options.json.with_name(f".{options.json.name}")
+        report = {"machine": about, "rows": [asdict(row) for row in results]}
+        beside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        os.replace(beside, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Each row of the table, run by transformers' ``Phi4MultimodalForCausalLM`` with peft's adapters.
+
+Tokens and model inputs are made by this package's processor, so that both sides compute the same; transformers' own
+feature extractor and image processor are timed in rows of their own, and in the ASR job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Phi4MultimodalForCausalLM
+from transformers.models.phi4_multimodal.feature_extraction_phi4_multimodal import Phi4MultimodalFeatureExtractor
+from transformers.models.phi4_multimodal.image_processing_phi4_multimodal import Phi4MultimodalImageProcessor
+
+from phi4mm.bench import cases
+from phi4mm.checkpoint.configs import read_config
+from phi4mm.checkpoint.peft_folder import read_adapter_config
+from phi4mm.checkpoint.source import tokenizer_file
+from phi4mm.inputs.processor import Processor, Row
+from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.types import Request
+
+_ADAPTERS = {"text": None, "image": "vision", "audio": "speech", "image+audio": "vision"}
+
+
+class Theirs:
+    """Methods are rows of the table; each does its work once."""
+
+    def __init__(self, folder: Path, preset: cases.Preset, quantize: str | None) -> None:
+        del quantize  # there is no weight-only quantisation to compare with
+        self.preset = preset
+        _, config = read_config(folder)
+        adapters = tuple(read_adapter_config(folder / f"{name}-lora", name) for name in ("vision", "speech"))
+        self.config = replace(config, adapters=adapters)
+        self.processor = Processor(self.config, Tokenizer(tokenizer_file(folder)))
+        base = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="sdpa").eval()
+        self.port = PeftModel.from_pretrained(base, folder / "vision-lora", adapter_name="vision")
+        self.port.load_adapter(folder / "speech-lora", adapter_name="speech")
+        self.port.eval().requires_grad_(False)
+        base.generation_config.pad_token_id = self.config.backbone.pad_token_id
+        base.generation_config.eos_token_id = list(self.config.backbone.stop_token_ids)
+        self.dtype = base.dtype
+        self.extractor = Phi4MultimodalFeatureExtractor()
+
+    def feature_extraction(self) -> None:
+        clips = [cases.clip(seed=seed) for seed in range(8)]
+        self.extractor(clips, sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
+
+    def image_preparation(self) -> None:
+        Phi4MultimodalImageProcessor()(cases.picture(1344, 896), return_tensors="pt")
+
+    @torch.inference_mode()
+    def speech_tower(self) -> None:
+        row = self._rows("audio")[0]
+        inputs = self._inputs([row])
+        place = torch.tensor([row.token_ids])
+        self.port.base_model.model.model.embed_tokens_extend.audio_embed(
+            place,
+            torch.zeros(*place.shape, self.config.backbone.hidden_size, dtype=self.dtype),
+            audio_input_features=inputs["audio_input_features"],
+            audio_embed_sizes=inputs["audio_embed_sizes"],
+            audio_attention_mask=inputs["audio_attention_mask"],
+            audio_projection_mode="speech",
+        )
+
+    @torch.inference_mode()
+    def vision_tower(self) -> None:
+        row = self._rows("image")[0]
+        inputs = self._inputs([row])
+        place = torch.tensor([row.token_ids])
+        self.port.base_model.model.model.embed_tokens_extend.image_embed(
+            place,
+            torch.zeros(*place.shape, self.config.backbone.hidden_size, dtype=self.dtype),
+            image_pixel_values=inputs["image_pixel_values"],
+            image_sizes=inputs["image_sizes"],
+            image_attention_mask=inputs["image_attention_mask"],
+        )
+
+    def generate(self, kind: str, count: int, new_tokens: int) -> None:
+        self._generate(self._inputs(self._rows(kind) * count), _ADAPTERS[kind], new_tokens, new_tokens)
+
+    def mixed_batch(self) -> None:
+        """Separate batches: the port has one adapter and one audio projector at a time."""
+        for kind in cases.KINDS:
+            self.generate(kind, 1, self.preset.new_tokens)
+
+    def asr_job(self) -> None:
+        """Batches of 16 sorted by length, which is what is fast here (its padded clips come out changed)."""
+        clips = sorted(cases.job_clips(self.preset.num_clips), key=len)
+        for start in range(0, len(clips), 16):
+            group = clips[start : start + 16]
+            features = self.extractor(group, sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
+            rows = [
+                self.processor.row(Request(cases.PROMPT, audios=[(samples, cases.SAMPLING_RATE)])) for samples in group
+            ]
+            inputs = self._inputs(rows)
+            inputs["audio_input_features"] = features["audio_input_features"].to(self.dtype)
+            self._generate(inputs, "speech", 1, max(cases.job_tokens(len(samples)) for samples in group))
+
+    def _rows(self, kind: str) -> list[Row]:
+        return [self.processor.row(request) for request in cases.requests_of(kind, self.config)]
+
+    def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The arguments of the port's ``forward`` for rows of one kind, padded at the start."""
+        longest = max(len(row.token_ids) for row in rows)
+        pad = self.config.backbone.pad_token_id
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([[pad] * (longest - len(row.token_ids)) + list(row.token_ids) for row in rows]),
+            "attention_mask": torch.tensor(
+                [[0] * (longest - len(row.token_ids)) + [1] * len(row.token_ids) for row in rows]
+            ),
+        }
+        images = [image for row in rows for image in row.images]
+        clips = [clip for row in rows for clip in row.clips]
+        if images:
+            assert self.config.vision is not None
+            inputs["image_pixel_values"] = pad_sequence([image.crops for image in images], batch_first=True)
+            inputs["image_pixel_values"] = inputs["image_pixel_values"].to(self.dtype)
+            inputs["image_attention_mask"] = pad_sequence([image.masks for image in images], batch_first=True)
+            inputs["image_sizes"] = torch.tensor([image.grid for image in images]) * self.config.vision.image_size
+        if clips:
+            assert self.config.speech is not None
+            frames = torch.tensor([len(clip) for clip in clips])
+            inputs["audio_input_features"] = pad_sequence(clips, batch_first=True).to(self.dtype)
+            inputs["audio_embed_sizes"] = torch.tensor([self.config.speech.num_tokens(len(clip)) for clip in clips])
+            inputs["audio_attention_mask"] = torch.arange(int(frames.max())) < frames[:, None]
+        return inputs
+
+    @torch.inference_mode()
+    def _generate(self, inputs: dict[str, Any], adapter: str | None, least: int, most: int) -> None:
+        if adapter is not None:
+            self.port.set_adapter(adapter)
+        with self.port.disable_adapter() if adapter is None else nullcontext():
+            self.port.base_model.model.generate(**inputs, min_new_tokens=least, max_new_tokens=most, do_sample=False)

@@ -1,0 +1,74 @@
+"""Folding one adapter into a copy of the decoder's weights, for a run of rows that all take it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phi4mm.errors import Phi4MMError
+from phi4mm.model.mixture import Gate, MixtureLinear, adapter_spans
+from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.runtime.swap import swap_linears
+
+
+class FoldedLinear(nn.Module):
+    """W' = W + (alpha / rank) B A beside the frozen linear. Calls of any other route go to the frozen one.
+
+    Args:
+        linear: the frozen weight with its adapters; kept, not copied.
+        span: the adapter's ranks.
+        scale: alpha / rank.
+    """
+
+    def __init__(self, linear: MixtureLinear, span: slice, scale: float) -> None:
+        super().__init__()
+        self.linear = linear
+        self.span = span
+        update = linear.lora_b[:, span].float() @ linear.lora_a[span].float()
+        self.register_buffer("folded", (linear.weight.float() + scale * update).to(linear.weight.dtype))
+
+    folded: Tensor
+
+    def forward(self, hidden: Tensor, gate: Gate | None) -> Tensor:
+        """[rows, tokens, in_size] -> [rows, tokens, out_size]."""
+        if gate is not None and gate.span == self.span and len(gate.weights) == 1:
+            return F.linear(hidden, self.folded)
+        return self.linear(hidden, gate)
+
+
+@torch.no_grad()
+def fold(model: Phi4MMModel, adapter: str) -> Phi4MMModel:
+    """Fold ``adapter`` into a copy of the weights, in place of what was folded before.
+
+    Batches whose rows all take the adapter then cost what the bare decoder costs; all others are computed as before.
+    It takes the memory of the decoder's linears once more. The sum is rounded to the weights' precision, so scores
+    differ from those of the unfolded model by that rounding.
+
+    Raises:
+        Phi4MMError: there is no such adapter, or the linears are quantised.
+    """
+    by_name = {config.name: config for config in model.config.adapters}
+    if adapter not in by_name:
+        known = ", ".join(repr(name) for name in by_name) or "none"
+        raise Phi4MMError(f"fold={adapter!r} is not an adapter of this model, which has {known}; pass one of these")
+    unfold(model)
+    if not any(type(module) is MixtureLinear for module in model.backbone.modules()):
+        raise Phi4MMError(f"fold={adapter!r} needs weights that are not quantised; pass quantize=None")
+    span, scale = adapter_spans(model.config.adapters)[adapter], by_name[adapter].scale
+
+    def make(_: str, linear: nn.Module) -> nn.Module:
+        assert isinstance(linear, MixtureLinear)
+        return FoldedLinear(linear, span, scale).eval()
+
+    return swap_linears(model, MixtureLinear, make)
+
+
+def unfold(model: Phi4MMModel) -> Phi4MMModel:
+    """Drop the folded copy; the frozen weights are the very tensors that they were."""
+
+    def make(_: str, folded: nn.Module) -> nn.Module:
+        assert isinstance(folded, FoldedLinear)
+        return folded.linear
+
+    return swap_linears(model, FoldedLinear, make)

@@ -1,0 +1,57 @@
+"""The benchmark's command: one short row, both sides, a table and a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from phi4mm.bench.__main__ import Result, main, measures, table
+from phi4mm.bench.cases import PRESETS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_both_sides_are_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "report.json"
+    arguments = [
+        "--preset",
+        "tiny",
+        "--only",
+        "speech tower",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--json",
+        str(report),
+    ]
+    assert main(arguments) == 0
+    assert "| speech tower, 10 s |" in capsys.readouterr().out
+    written = json.loads(report.read_text())
+    assert written["machine"]["cpu"]
+    rows = {row["name"]: row for row in written["rows"]}
+    assert set(rows) == {"load", "peak memory of the process", "speech tower, 10 s"}
+    for row in rows.values():
+        assert row["ours"] > 0
+        assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
+
+
+def test_the_table_tells_times_memory_and_speeds() -> None:
+    rows = [
+        Result("load", "s", 0.5, 1.0, 2.0),
+        Result("peak", "bytes", 2.0**30, 2.0**31, 2.0),
+        Result("ASR", "x", 30.0, None, None),
+    ]
+    assert table(rows).splitlines()[2:] == [
+        "| load | 500.0 ms | 1000.0 ms | 2.00 |",
+        "| peak | 1.00 GiB | 2.00 GiB | 2.00 |",
+        "| ASR | 30.0 |  |  |",
+    ]
+
+
+def test_rows_have_names_of_their_own() -> None:
+    for preset in PRESETS.values():
+        names = [row.name for row in measures(preset)]
+        assert len(set(names)) == len(names) > 8

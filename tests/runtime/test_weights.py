@@ -1,0 +1,139 @@
+"""Folded and quantised weights: what they compute, what they leave alone, and how they are undone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from phi4mm import Phi4MM, Phi4MMError
+from phi4mm.model.backbone import Backbone
+from phi4mm.model.mixture import MixtureLinear, make_gate
+from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.model.router import Route
+from phi4mm.runtime.fold import FoldedLinear, fold, unfold
+from phi4mm.runtime.quantize import Int4Linear, Int8Linear, QuantizedLinear, quantize_backbone
+from tests.conftest import TINY, randomise
+from tests.test_api import REQUESTS
+
+ROUTES = [(None, None), ("speech", "speech"), ("vision", "vision"), ("speech", None), ("vision", "speech")]
+
+
+def make_model() -> Phi4MMModel:
+    model = Phi4MMModel(TINY).eval().requires_grad_(False)
+    randomise(model, seed=4)
+    return model
+
+
+@torch.no_grad()
+def hidden_states(model: Phi4MMModel, names: tuple[str | None, ...]) -> torch.Tensor:
+    embeddings = torch.randn(len(names), 9, TINY.backbone.hidden_size, generator=torch.manual_seed(0))
+    positions = torch.arange(9).expand(len(names), -1)
+    long_rows = torch.zeros(len(names), dtype=torch.bool)
+    gate = model.gate(tuple(Route(name) for name in names))
+    result: torch.Tensor = model.backbone(embeddings, positions, long_rows, gate=gate)
+    return result
+
+
+@pytest.mark.parametrize("names", ROUTES)
+def test_folded_rows_equal_those_with_the_adapter(names: tuple[str | None, ...]) -> None:
+    model = make_model()
+    expected = hidden_states(model, names)
+    folded = hidden_states(fold(model, "speech"), names)
+    assert (folded - expected).norm() / expected.norm() < 1e-5
+    if names != ("speech", "speech"):
+        assert torch.equal(folded, expected)
+
+
+def test_unfolding_restores_the_frozen_weights_bit_for_bit() -> None:
+    model = make_model()
+    frozen = {name: (tensor, tensor.clone()) for name, tensor in model.state_dict().items()}
+    fold(fold(model, "speech"), "vision")
+    assert any(isinstance(module, FoldedLinear) for module in model.modules())
+    unfold(unfold(model))
+    for name, tensor in model.state_dict().items():
+        assert tensor.data_ptr() == frozen[name][0].data_ptr()
+        assert torch.equal(tensor, frozen[name][1])
+    assert model.state_dict().keys() == frozen.keys()
+
+
+def test_a_folded_run_says_the_same(tokenizer_file: Path) -> None:
+    model = Phi4MM(make_model(), tokenizer_file)
+    expected = model.chat_batch(REQUESTS)
+    fold(model.model, "speech")
+    assert model.chat_batch(REQUESTS) == expected
+    model.unfold()
+    assert model.chat_batch(REQUESTS) == expected
+
+
+def make_linear(in_size: int = 192, out_size: int = 96) -> MixtureLinear:
+    linear = MixtureLinear(in_size, out_size, sum(adapter.rank for adapter in TINY.adapters))
+    randomise(linear, seed=5)
+    return linear.requires_grad_(False)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 300])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_kernels_agree_with_dequantized_weights(kind: str, num_tokens: int) -> None:
+    linear = make_linear()
+    quantized = Int8Linear(linear) if kind == "int8" else Int4Linear(linear, 64)
+    weight = quantized.dequantized()
+    step = {"int8": 2 * 4 / 255, "int4": 8 / 15}[kind] * 0.2  # of weights within some 4 standard deviations
+    assert (weight - linear.weight).abs().max() < step
+    hidden = torch.randn(num_tokens, 1, 192)
+    expected = hidden.bfloat16().float() @ weight.T
+    assert (quantized(hidden, None) - expected).norm() / expected.norm() < 4e-3
+    gate = make_gate(TINY.adapters, [Route("speech")] * num_tokens, device=hidden.device, dtype=hidden.dtype)
+    update = linear(hidden, gate) - linear(hidden, None)
+    assert torch.allclose(quantized(hidden, gate) - quantized(hidden, None), update, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_only_the_decoders_linears_are_quantized(kind: str) -> None:
+    model, plain = make_model(), make_model().state_dict()
+    quantize_backbone(model, kind)
+    linears = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    assert len(linears) == 4 * TINY.backbone.num_layers
+    state = model.state_dict()
+    left = {name for name in plain if name in state}
+    assert {name.rpartition(".")[0] for name in plain.keys() - left} == {
+        name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)
+    }
+    assert all(torch.equal(state[name], plain[name]) for name in left)
+    assert all(name.endswith(".weight") for name in plain.keys() - left)
+
+
+@pytest.mark.parametrize(("kind", "least"), [("int8", 3.5), ("int4", 5.5)])
+def test_fewer_bytes(kind: str, least: float) -> None:
+    linear = make_linear(512, 512)
+    quantized = Int8Linear(linear) if kind == "int8" else Int4Linear(linear, 64)
+    assert linear.weight.nbytes / sum(buffer.nbytes for buffer in quantized.buffers()) > least
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_rows_of_a_quantized_model_do_not_depend_on_the_batch(kind: str, tokenizer_file: Path) -> None:
+    model = Phi4MM(quantize_backbone(make_model(), kind), tokenizer_file)
+    assert model.chat_batch(REQUESTS) == [model.chat_batch([request])[0] for request in REQUESTS]
+
+
+def test_what_cannot_be_done_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(Phi4MMError, match=r"'music'.*'vision', 'speech'"):
+        fold(make_model(), "music")
+    quantized = quantize_backbone(make_model(), "int8")
+    with pytest.raises(Phi4MMError, match="quantize=None"):
+        fold(quantized, "speech")
+    with pytest.raises(Phi4MMError, match="quantised"):
+        Phi4MM(quantized, tokenizer_file).save_pretrained(tmp_path / "saved")
+    odd = make_model()
+    odd.backbone.layers[0].mlp.down_proj = make_linear(48, 64)
+    with pytest.raises(Phi4MMError, match="down_proj is 64 x 48"):
+        quantize_backbone(odd, "int4")
+
+
+@pytest.mark.parametrize("options", [{"quantize": "int8"}, {"quantize": "int4"}, {"fold": "speech"}])
+def test_the_bundled_checkpoint(options: dict[str, str]) -> None:
+    clip = Path(__file__).parents[2] / "assets" / "samples" / "telephone.flac"
+    model = Phi4MM.from_pretrained(**options)
+    assert isinstance(model.model.backbone, Backbone)
+    assert model.transcribe(clip, max_new_tokens=20).text == "five five two eight oh one four"
