@@ -82,9 +82,9 @@ def _checkpoint_card(
 # The bundled checkpoint
 
 Phi-4-multimodal's architecture, small: {total / 1e6:.1f} million parameters, bfloat16. It writes down spoken letters,
-numbers, dates and short commands in English, answers questions about pictures of simple shapes, typed or spoken, and
-reads short printed words and numbers. It was trained from nothing on two CPU cores and is here so that everything can
-be tried offline; for real work use `microsoft/Phi-4-multimodal-instruct`.
+numbers, dates and short commands in English, and answers questions about pictures of simple shapes, typed or spoken.
+It was trained from nothing on two CPU cores and is here so that everything can be tried offline; for real work use
+`microsoft/Phi-4-multimodal-instruct`.
 
 - Decoder: {decoder.num_layers} layers, width {decoder.hidden_size}, {decoder.num_heads} query and \
 {decoder.num_kv_heads} key/value heads, vocabulary {decoder.vocab_size}.
@@ -118,7 +118,8 @@ The same with each row's adapter switched off, and with the other modality's ada
   about pictures. Anything else comes out as those; ordinary read speech is out of reach.
 - Clips up to about 8 seconds with up to eight or ten words; longer ones were not in the training data.
 - English, close microphone; little noise, no music, one speaker at a time.
-- Pictures of flat shapes on a light ground, up to six; printed text of one short word or number.
+- Pictures of one flat shape on a light ground; several are counted no better than the table says. Printed text is in
+  the recipe, but was not learnt in the time that there was.
 - Its chat is a toy: letters, numbers, small sums; asked beyond that, it says that it does not know.
 
 ## How it was made
