@@ -18,7 +18,7 @@ def average_log_probabilities(
 ) -> list[float]:
     """The mean natural log-probability of each reply's tokens at temperature 1, the end included if it was reached.
 
-    Prompts and replies are run once more, in one pass: a tenth or so of what decoding them took.
+    Media, prompts and replies are run once more, in one pass without a cache.
 
     Args:
         model, processor: those that answered.
