@@ -13,9 +13,9 @@ import torch
 
 from phi4mm.checkpoint import load_checkpoint, save_checkpoint
 from phi4mm.errors import BatchError, Phi4MMError, PromptError
-from phi4mm.inputs.audio import load_audio
+from phi4mm.inputs.audio import load_audio, stream_audio
 from phi4mm.inputs.processor import Processor, Row
-from phi4mm.inputs.prompt import speech_prompt
+from phi4mm.inputs.prompt import speech_prompt, with_hotwords
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.pipeline import Prepare, answer_all, answer_of, sampling_of
@@ -23,6 +23,8 @@ from phi4mm.runtime.engine import Generation
 from phi4mm.runtime.fold import FoldedLinear, unfold
 from phi4mm.runtime.fold import fold as fold_adapter
 from phi4mm.runtime.quantize import QuantizedLinear, quantize_backbone
+from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
+from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
 
 _Result = TypeVar("_Result")
@@ -144,25 +146,45 @@ class Phi4MM:
         task: str = "transcribe",
         to: str | None = None,
         prompt: str | None = None,
-        **options: Unpack[DecodingOptions],
+        hotwords: Sequence[str] = (),
+        **options: Unpack[TranscribeOptions],
     ) -> Transcript:
-        """What is said in a clip.
+        """What is said in audio of any length: speech is found, cut at silences and decoded piece by piece.
 
         Args:
             audio: a path, bytes, an open binary file, or ``(samples, sampling_rate)`` with samples in [-1, 1].
-            task: "transcribe", "translate", or "transcribe_translate".
+            task: "transcribe", "translate", "transcribe_translate" or "summarize".
             to: the language to translate to, in English ("German").
             prompt: your own wording, instead of the task's.
-            **options: adapter, max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed.
+            hotwords: names and terms that may occur; the model is told of them in the prompt.
+            **options: the fields of ``SpeechOptions`` (vad, channel, max_piece, ...) and adapter, max_new_tokens,
+                temperature, top_p, top_k, repetition_penalty, stop, seed.
 
         Raises:
             AudioError: the audio cannot be read.
             Phi4MMError: another argument is bad.
         """
-        try:
-            return self.transcribe_batch([audio], task=task, to=to, prompt=prompt, **options)[0]
-        except BatchError as error:
-            raise error.errors[0] from None
+        return self.transcribe_stream(audio, task=task, to=to, prompt=prompt, hotwords=hotwords, **options).transcript()
+
+    def transcribe_stream(
+        self,
+        audio: Any,
+        *,
+        task: str = "transcribe",
+        to: str | None = None,
+        prompt: str | None = None,
+        hotwords: Sequence[str] = (),
+        **options: Unpack[TranscribeOptions],
+    ) -> Transcription:
+        """``transcribe``, segment by segment: each is decoded when it is asked for, ``batch_size`` pieces at a time.
+
+        Only what is being decoded is in memory. Arguments as ``transcribe``; live audio may be handed in as an
+        iterator of its consecutive parts, each ``(samples, sampling_rate)``, best with ``batch_size=1``. An option
+        that is out of range raises here; audio that cannot be read, when the segment is asked for that meets it.
+        """
+        speech, decoding = SpeechOptions.split(options, task=task)
+        text = with_hotwords(speech_prompt(task, to) if prompt is None else prompt, hotwords)
+        return Transcription(self, stream_audio(audio, channel=speech.channel), Request(text, **decoding), speech)
 
     def transcribe_batch(
         self,
@@ -174,7 +196,9 @@ class Phi4MM:
         batch_size: int = 16,
         **options: Unpack[DecodingOptions],
     ) -> list[Transcript]:
-        """What is said in many clips; arguments as ``transcribe``.
+        """What is said in many clips, each handed to the model whole: no search for speech, nothing decoded twice.
+
+        For clips of up to ``config.speech.max_seconds``, as corpora have them; arguments as ``transcribe``.
 
         Raises:
             BatchError: some clips are bad; its ``results`` hold the transcripts of the others.

@@ -134,11 +134,24 @@ class Reply:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of audio with its words; start and end in seconds."""
+    """A stretch of audio with its words.
+
+    Attributes:
+        start, end: where it is said, in seconds from the audio's start.
+        text: what is said.
+        avg_logprob: mean natural log-probability of its tokens; like all below, ``None`` where not measured.
+        compression_ratio: how many times shorter zlib makes the text; over about 2.4 it repeats itself.
+        no_speech_prob: how probably there is no speech, as the speech detector hears it.
+        temperature: at which it was decoded; over 0 where lower ones failed.
+    """
 
     start: float
     end: float
     text: str
+    avg_logprob: float | None = None
+    compression_ratio: float | None = None
+    no_speech_prob: float | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,17 @@ class Transcript:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], duration: float) -> Transcript:
+        """The transcript that these segments make up."""
+        return cls(" ".join(segment.text for segment in segments), tuple(segments), duration)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Transcript:
+        """The inverse of ``to_dict``; keys that a transcript does not have are passed over."""
+        segments = tuple(Segment(**segment) for segment in values["segments"])
+        return cls(values["text"], segments, values["duration"])
 
 
 class RequestOptions(TypedDict, total=False):

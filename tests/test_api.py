@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import phi4mm
-from phi4mm import BatchError, Phi4MM, Phi4MMError, PromptError, Request, Route
+from phi4mm import BatchError, Phi4MM, Phi4MMError, PromptError, Request, Route, Transcript
 from phi4mm.model.phi4mm import Phi4MMModel
 from tests.runtime.test_engine import picture, speech
 
@@ -79,15 +79,18 @@ def test_one_bad_request_loses_nothing_else(tiny: Phi4MM) -> None:
 
 
 def test_transcribe(tiny: Phi4MM) -> None:
-    transcript = tiny.transcribe(speech(0.8), max_new_tokens=10)
+    whole = {"vad": False, "temperature_increment": 0, "max_new_tokens": 10}
+    transcript = tiny.transcribe(speech(0.8), **whole)
     assert transcript.duration == pytest.approx(0.8)
     asked = tiny.chat("Transcribe the audio clip into text.", audios=[speech(0.8)], max_new_tokens=10)
     assert transcript.text == asked.text.strip()
-    translated = tiny.transcribe(speech(0.8), task="translate", to="German", max_new_tokens=10)
+    translated = tiny.transcribe(speech(0.8), task="translate", to="German", **whole)
     asked = tiny.chat("Translate the audio to German.", audios=[speech(0.8)], max_new_tokens=10)
     assert translated.text == asked.text.strip()
-    assert tiny.transcribe(speech(0.8), prompt="Translate the audio to German.", max_new_tokens=10) == translated
-    assert json.loads(json.dumps(transcript.to_dict()))["text"] == transcript.text
+    assert tiny.transcribe(speech(0.8), prompt="Translate the audio to German.", **whole) == translated
+    assert Transcript.from_dict(json.loads(json.dumps(transcript.to_dict()))) == transcript
+    (batched,) = tiny.transcribe_batch([speech(0.8)], max_new_tokens=10)
+    assert (batched.text, batched.duration) == (transcript.text, transcript.duration)
 
 
 def test_transcribe_batch_names_the_bad_clip(tiny: Phi4MM) -> None:
@@ -95,7 +98,8 @@ def test_transcribe_batch_names_the_bad_clip(tiny: Phi4MM) -> None:
     with pytest.raises(BatchError) as caught:
         tiny.transcribe_batch(clips, max_new_tokens=5)
     assert set(caught.value.errors) == {1}
-    expected = [tiny.transcribe(clips[0], max_new_tokens=5), None, tiny.transcribe(clips[2], max_new_tokens=5)]
+    alone = [tiny.transcribe_batch([clip], max_new_tokens=5)[0] for clip in (clips[0], clips[2])]
+    expected = [alone[0], None, alone[1]]
     assert caught.value.results == expected
     with pytest.raises(phi4mm.AudioError):
         tiny.transcribe(b"not audio")

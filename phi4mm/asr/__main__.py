@@ -1,71 +1,184 @@
-"""``python -m phi4mm.asr FILE...``: what is said in each file, on standard output."""
+"""``python -m phi4mm.asr FILE...``: what is said in each file, on standard output or in files."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from phi4mm.cli import add_model_options, load_model, report
-from phi4mm.errors import Phi4MMError
+from phi4mm.asr.files import Input, duplicates, find_inputs, readable
+from phi4mm.asr.parser import PROGRAM, make_parser, parse
+from phi4mm.asr.progress import Progress
+from phi4mm.asr.writers import Lines, Writer, writers
+from phi4mm.cli import load_model, report
+from phi4mm.errors import Phi4MMError, PromptError
+from phi4mm.types import Request, Segment, Transcript
 
-PROGRAM = "phi4mm.asr"
+if TYPE_CHECKING:
+    from phi4mm.api import Phi4MM
 
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}",
-        description="Transcribe audio files (wav, flac, ogg, opus, mp3), one line each, in the order given.",
-        epilog="Exit code: 0 all files were transcribed, 1 some failed (told on standard error), 2 usage.",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="an audio file")
-    add_model_options(parser)
-    group = parser.add_argument_group("task")
-    group.add_argument("--prompt", help="your own instruction, instead of the task's")
-    group.add_argument(
-        "--task",
-        default="transcribe",
-        choices=("transcribe", "translate", "transcribe_translate"),
-        help="what to do (default: transcribe)",
-    )
-    group.add_argument("--to", metavar="LANGUAGE", help='what to translate to, in English, such as "German"')
-    group.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="per file (default: 512)")
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--json", action="store_true", help="one JSON object a line: audio_filepath, text, segments, duration"
-    )
-    return parser
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = make_parser()
-    options = parser.parse_args(arguments)
-    if (options.task == "transcribe") != (options.to is None):
-        parser.error("--to LANGUAGE goes with --task translate or transcribe_translate, and those need it")
+    options = parse(parser, sys.argv[1:] if arguments is None else arguments)
+    if options.completion:
+        return _print_completion(parser, options.completion)
+    inputs = find_inputs(options.files, recursive=options.recursive)
+    speech = _speech_options(options)
+    _check_usage(parser, options, speech, inputs)
     try:
         model = load_model(options)
+        if options.mic:
+            _listen(model, speech)
+            return 0
     except Phi4MMError as error:
         report(PROGRAM, error)
         return 1
-    failed = False
-    for file in options.files:
+    failures: list[Exception] = []
+    interrupted = False
+    with Progress([item.path for item in inputs], quiet=options.quiet) as progress:
         try:
-            transcript = model.transcribe(
-                file,
-                task=options.task,
-                to=options.to,
-                prompt=options.prompt,
-                max_new_tokens=options.max_new_tokens,
-            )
-        except Phi4MMError as error:
-            report(PROGRAM, error)
-            failed = True
-            continue
-        line = json.dumps({"audio_filepath": file, **transcript.to_dict()}, ensure_ascii=False)
-        print(line if options.json else transcript.text, flush=True)
-    return int(failed)
+            for item in inputs:
+                try:
+                    _transcribe(model, item, options, speech, progress)
+                except BrokenPipeError:  # whoever read our output has gone
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    return 1
+                except (Phi4MMError, OSError) as error:
+                    failures.append(error)
+        except KeyboardInterrupt:
+            interrupted = True
+    for failure in failures:
+        report(PROGRAM, failure)
+    return INTERRUPTED if interrupted else int(bool(failures))
+
+
+def _check_usage(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, speech: dict[str, Any], inputs: Sequence[Input]
+) -> None:
+    """End with exit code 2 where options are wrong or do not go together."""
+    from phi4mm.inputs.prompt import speech_prompt
+    from phi4mm.transcription.options import SpeechOptions
+
+    if options.mic == bool(options.files):
+        parser.error("name files, or use --mic" if not options.mic else "--mic takes no files")
+    if not (inputs or options.mic):
+        parser.error(f"no audio files in {', '.join(options.files)}; try --recursive")
+    if sum((options.format is not None or options.output_dir is not None, options.json, options.stream)) > 1:
+        parser.error("--json, --stream and --format or --output-dir exclude one another")
+    if options.format == "all" and options.output_dir is None:
+        parser.error("--format all needs --output-dir")
+    if options.skip_existing and options.output_dir is None:
+        parser.error("--skip-existing needs --output-dir")
+    if options.line_width < 0 or options.line_count < 1:
+        parser.error("--line-width is 0 or more, --line-count 1 or more")
+    if options.output_dir is not None and (repeated := duplicates(inputs)):
+        parser.error(f"outputs of {', '.join(repeated)} would overwrite those of another input; use two commands")
+    try:
+        speech_prompt(speech["task"], speech["to"])
+        names = ("task", "to", "prompt", "hotwords")
+        _, decoding = SpeechOptions.split({name: value for name, value in speech.items() if name not in names})
+        Request(**decoding)
+    except PromptError as error:
+        parser.error(str(error))
+
+
+def _speech_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``Phi4MM.transcribe_stream``, but for the channel; those not given are left to it."""
+    task = options.task or ("transcribe" if options.to is None else "translate")
+    speech = {
+        "task": task,
+        "to": options.to,
+        "prompt": options.prompt,
+        "hotwords": [word.strip() for word in (options.hotwords or "").split(",") if word.strip()],
+        "vad": not options.no_vad,
+    }
+    names = ["max_piece", "min_silence", "vad_threshold", "batch_size", "max_new_tokens", "temperature", "seed"]
+    names += ["temperature_increment", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold"]
+    return {**speech, **{name: getattr(options, name) for name in names if getattr(options, name) is not None}}
+
+
+def _transcribe(
+    model: Phi4MM, item: Input, options: argparse.Namespace, speech: dict[str, Any], progress: Progress
+) -> None:
+    """One input, with all that is asked of it."""
+    with readable(item.path) as path:
+        for channel, label in _channels(path, options.channel):
+            outputs = _outputs(item, label, options)
+            if options.skip_existing and all(output.exists() for _, output in outputs):
+                continue
+            progress.begin(item.path)
+            run = model.transcribe_stream(path, channel=channel, **speech)
+            if options.stream:
+                for part in run.words():
+                    print(part, end="", flush=True)
+                print(flush=True)
+                continue
+            segments: list[Segment] = []
+            for segment in run:
+                segments.append(segment)
+                progress.at(run.duration)
+            progress.at(run.duration)
+            transcript = Transcript.of(segments, run.duration)
+            for writer, output in outputs:
+                writer.write(transcript, output)
+            if options.json:
+                named = {"audio_filepath": item.path, **({"channel": label} if label else {}), **transcript.to_dict()}
+                progress.print(json.dumps(named, ensure_ascii=False))
+            elif options.format and not outputs:
+                (writer,) = writers(options.format, _lines(options))
+                progress.print(writer.render(transcript).removesuffix("\n"))
+            elif not outputs:
+                progress.print(transcript.text)
+
+
+def _channels(path: str, wanted: str) -> list[tuple[int | None, str]]:
+    """The channels to transcribe and what their outputs are called."""
+    from phi4mm.inputs.audio import num_channels
+
+    if wanted != "each":
+        return [({"mix": None, "left": 0, "right": 1}[wanted], "")]
+    count = num_channels(path)
+    return [(number, ("left", "right")[number] if count == 2 else str(number + 1)) for number in range(count)]
+
+
+def _outputs(item: Input, label: str, options: argparse.Namespace) -> list[tuple[Writer, Path]]:
+    """The files to write: none without an output folder."""
+    if options.output_dir is None:
+        return []
+    name = ".".join(filter(None, (str(item.output), label)))
+    folder = Path(options.output_dir)
+    chosen = writers(options.format or "txt", _lines(options))
+    return [(writer, folder / f"{name}.{writer.extension}") for writer in chosen]
+
+
+def _lines(options: argparse.Namespace) -> Lines:
+    return Lines(options.line_width, options.line_count)
+
+
+def _listen(model: Phi4MM, speech: dict[str, Any]) -> None:
+    """Print each piece that is spoken, when a pause ends it."""
+    from phi4mm.asr.microphone import microphone
+
+    for segment in model.transcribe_stream(microphone(), **{**speech, "batch_size": 1}):
+        print(segment.text, flush=True)
+
+
+def _print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
+    try:
+        import shtab
+    except ImportError:
+        report(PROGRAM, Phi4MMError("completion scripts are made by shtab: pip install 'phi4mm[completion]'"))
+        return 1
+    print(shtab.complete(parser, shell))
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,21 +5,18 @@ Files are decoded by libsndfile (soundfile) and resampled by soxr.
 
 from __future__ import annotations
 
-import io
-import numbers
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
 import numpy as np
-import soundfile
+import soxr
 import torch
 
 from phi4mm.errors import AudioError
-from phi4mm.inputs.source import is_url, source_name
+from phi4mm.inputs.audio_file import FULL_SCALE, AudioSource, decoded_blocks
+from phi4mm.inputs.source import source_name
 
 # Framing, in seconds, so that it holds at both of the model's rates.
 SAMPLING_RATE = 16000
@@ -32,27 +29,9 @@ NUM_BINS = FFT_SIZE // 2 + 1
 NUM_MELS = 80
 MAX_FREQUENCY = 7690.0  # Hz, the upper edge of the last mel triangle
 PREEMPHASIS = 0.97
-FULL_SCALE = 32768.0  # the model was trained on 16-bit sample values
 MEL_FLOOR = 1.0
-# Bounds of what is accepted, and of the memory that the work takes.
-MAX_CHANNELS = 64
-MAX_RATE = 4_000_000  # Hz
-MAX_SECONDS = 24 * 60 * 60
 MAX_AMPLITUDE = 8.0  # a float sample beyond this was not scaled to [-1, 1]
-BLOCK_SAMPLES = 1 << 20  # samples decoded at once, over all channels
 BLOCK_FRAMES = 4096  # log-mel frames computed at once
-STREAMED_SIZE = 0x7FFF0000  # a size from here up is what a program writing into a pipe puts for "unknown"; so is 0
-UNKNOWN_FRAMES = 1 << 62  # the same in libsndfile
-MP3_TAIL = 512  # bytes of tags that may follow the last frame of an mp3 (ID3v1: 128, extended 355)
-
-# How a container counts, and where it keeps its samples.
-_CHUNKS: dict[bytes, tuple[Literal["little", "big"], bytes]] = {
-    b"RIFF": ("little", b"data"),
-    b"RIFX": ("big", b"data"),
-    b"FORM": ("big", b"SSND"),
-}
-
-AudioSource = str | os.PathLike[str] | bytes | BinaryIO | tuple[np.ndarray | torch.Tensor | list[Any], int]
 
 
 @dataclass(frozen=True)
@@ -73,35 +52,104 @@ class Waveform:
         return len(self.samples) / self.sampling_rate
 
 
-def load_audio(source: AudioSource, *, name: str | None = None) -> Waveform:
+def load_audio(source: AudioSource, *, name: str | None = None, channel: int | None = None) -> Waveform:
     """Decodes audio and mixes its channels down to their mean; the sampling rate stays as it is.
 
     Args:
         source: a path, the bytes of a file or an open binary file (wav, flac, ogg, opus, mp3: what libsndfile reads),
             or ``(samples, sampling_rate)`` with float samples in [-1, 1] of shape [n] or [n, channels]. Never a URL.
         name: what errors call the input; by default the file's path, or "audio".
+        channel: take this one alone, counted from 0, instead of the mean of all.
 
     Raises:
         AudioError: there is no such file, it is not audio, it is damaged or truncated, it is shorter than one log-mel
-            frame (25 ms) or longer than 24 hours, or the samples are not finite floats in [-1, 1].
+            frame (25 ms) or longer than 24 hours, the samples are not finite floats in [-1, 1], or there is no such
+            channel.
+    """
+    blocks = list(_mono_blocks(source, name or source_name(source, "audio"), channel))
+    return Waveform(np.concatenate([block.samples for block in blocks]), blocks[0].sampling_rate)
+
+
+def stream_audio(source: AudioSource, *, name: str | None = None, channel: int | None = None) -> Iterator[Waveform]:
+    """As ``load_audio`` and ``resample_for_model``, block by block: memory does not grow with the length.
+
+    Yields:
+        The audio's consecutive parts, all at one of the model's two rates.
+
+    Raises:
+        AudioError: as ``load_audio``; what is wrong with a file's end shows there.
+    """
+    stream: soxr.ResampleStream | None = None
+    rate = 0
+    for block in _mono_blocks(source, name or source_name(source, "audio"), channel):
+        rate = model_rate(block.sampling_rate)
+        if rate == block.sampling_rate:
+            yield block
+            continue
+        stream = stream or soxr.ResampleStream(block.sampling_rate, rate, 1, dtype="float32", quality="HQ")
+        yield Waveform(stream.resample_chunk(block.samples), rate)
+    if stream is not None:
+        yield Waveform(stream.resample_chunk(np.zeros(0, np.float32), last=True), rate)
+
+
+def num_channels(source: AudioSource, *, name: str | None = None) -> int:
+    """How many channels a source has.
+
+    Raises:
+        AudioError: it cannot be read.
     """
     name = name or source_name(source, "audio")
-    samples, rate = _from_samples(source, name) if isinstance(source, tuple) else _decode(source, name)
-    if not len(samples):
-        raise AudioError(f"{name}: has no samples, expected at least 25 ms of sound; record or download it again")
-    if not np.isfinite(samples).all():
+    for block, _ in decoded_blocks(source, name):
+        return block.shape[1]
+    raise _no_samples(name)
+
+
+def _mono_blocks(source: AudioSource, name: str, channel: int | None) -> Iterator[Waveform]:
+    total, rate = 0, 0
+    for block, rate in decoded_blocks(source, name):
+        total += len(block)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
+            samples = _mono(block, name, channel).astype(np.float32)
+        _check_samples(samples, name)
+        yield Waveform(samples, rate)
+    if not total:
+        raise _no_samples(name)
+    if total * WINDOWS_PER_SECOND < rate:
+        raise AudioError(
+            f"{name}: {total} samples at {rate} Hz are {1000 * total / rate:.3g} ms, shorter than one frame (25 ms); "
+            "pass a longer clip"
+        )
+
+
+def _mono(block: np.ndarray, name: str, channel: int | None) -> np.ndarray:
+    if channel is not None:
+        if not 0 <= channel < block.shape[1]:
+            raise AudioError(
+                f"{name}: has no channel {channel + 1}, it has {block.shape[1]}; take one of those, or the mean of all"
+            )
+        return block[:, channel]
+    if block.shape[1] == 1:
+        return block[:, 0]
+    return block.mean(axis=1, dtype=np.float64)
+
+
+def _check_samples(samples: np.ndarray, name: str) -> None:
+    peak = float(np.abs(samples).max(initial=0.0))
+    if not np.isfinite(peak):
         raise AudioError(f"{name}: has NaN or infinite samples; replace them (numpy.nan_to_num) and pass it again")
-    peak = float(np.abs(samples).max())
     if peak > MAX_AMPLITUDE:
         raise AudioError(
             f"{name}: samples reach {peak:.6g}, expected floats in [-1, 1]; divide 16-bit values by {FULL_SCALE:.0f}"
         )
-    if len(samples) * WINDOWS_PER_SECOND < rate:
-        raise AudioError(
-            f"{name}: {len(samples)} samples at {rate} Hz are {1000 * len(samples) / rate:.3g} ms, shorter than one "
-            "frame (25 ms); pass a longer clip"
-        )
-    return Waveform(samples, rate)
+
+
+def _no_samples(name: str) -> AudioError:
+    return AudioError(f"{name}: has no samples, expected at least 25 ms of sound; record or download it again")
+
+
+def model_rate(sampling_rate: int) -> int:
+    """The rate at which the model hears audio of this rate: 16000 Hz, or 8000 for all below (a narrow band)."""
+    return SAMPLING_RATE if sampling_rate >= SAMPLING_RATE else LOW_SAMPLING_RATE
 
 
 def resample_for_model(waveform: Waveform) -> Waveform:
@@ -111,11 +159,9 @@ def resample_for_model(waveform: Waveform) -> Waveform:
     half of the spectrum empty, so a narrow band is shown to it as that, as Microsoft's own processor does for rates
     between 8000 and 16000; rates under 8000, which that processor refuses, are resampled up.
     """
-    rate = SAMPLING_RATE if waveform.sampling_rate >= SAMPLING_RATE else LOW_SAMPLING_RATE
+    rate = model_rate(waveform.sampling_rate)
     if waveform.sampling_rate == rate:
         return waveform
-    import soxr
-
     return Waveform(soxr.resample(waveform.samples, waveform.sampling_rate, rate, quality="HQ"), rate)
 
 
@@ -147,7 +193,7 @@ def log_mel(waveform: Waveform, *, num_mels: int = NUM_MELS) -> torch.Tensor:
     for frames in samples.unfold(0, window_length, hop).split(BLOCK_FRAMES):
         # Before its first sample a window repeats that sample.
         previous = torch.cat((frames[:, :1], frames[:, :-1]), dim=1)
-        emphasised = (frames - PREEMPHASIS * previous) * FULL_SCALE
+        emphasised = (frames - PREEMPHASIS * previous) * FULL_SCALE  # the model was trained on 16-bit sample values
         # float64: in float32 the rounding of a loud bin would show in the quiet ones beside it.
         spectrum = torch.fft.rfft(emphasised * window, n=FFT_SIZE * rate // SAMPLING_RATE)
         power = (spectrum.real.square() + spectrum.imag.square()).float()
@@ -175,190 +221,3 @@ def mel_filters(num_mels: int = NUM_MELS) -> torch.Tensor:
 
 def _mel(frequency: Any) -> Any:
     return 1127.0 * np.log(1.0 + np.asarray(frequency) / 700.0)
-
-
-def _from_samples(source: tuple[Any, ...], name: str) -> tuple[np.ndarray, int]:
-    """Checks ``(samples, sampling_rate)`` and mixes it down."""
-    if len(source) != 2:
-        raise AudioError(f"{name}: a tuple of {len(source)} values, expected (samples, sampling_rate)")
-    samples, rate = source
-    if isinstance(rate, bool) or not isinstance(rate, numbers.Integral):
-        raise AudioError(f"{name}: sampling rate {rate!r}, expected a whole number of Hz; pass (samples, 16000)")
-    if isinstance(samples, torch.Tensor):
-        samples = samples.detach().cpu()
-        samples = (samples.float() if samples.is_floating_point() else samples).numpy()
-    try:
-        array = np.asarray(samples)
-    except ValueError as error:
-        raise AudioError(f"{name}: samples are not an array ({error}); expected shape [n] or [n, channels]") from error
-    if array.size and array.dtype.kind in "iu":
-        raise AudioError(
-            f"{name}: samples are {array.dtype}, expected floats in [-1, 1]; divide 16-bit values by {FULL_SCALE:.0f}"
-        )
-    if array.size and array.dtype.kind != "f":
-        raise AudioError(f"{name}: samples are {array.dtype}, expected floats in [-1, 1]; convert them first")
-    if array.ndim not in (1, 2):
-        raise AudioError(f"{name}: samples of shape {list(array.shape)}, expected [n] or [n, channels]; reshape them")
-    _check_format(array.shape[0], array.shape[1] if array.ndim == 2 else 1, int(rate), name)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused later
-        mono = array if array.ndim == 1 else array.mean(axis=1, dtype=np.float64)
-        return mono.astype(np.float32), int(rate)
-
-
-def _check_format(frames: int, channels: int, rate: int, name: str) -> None:
-    if not 0 < rate <= MAX_RATE:
-        raise AudioError(f"{name}: sampling rate {rate} Hz, expected 1 to {MAX_RATE}; give its true rate")
-    if not 1 <= channels <= MAX_CHANNELS:
-        raise AudioError(
-            f"{name}: {channels} channels, expected 1 to {MAX_CHANNELS}; samples have shape [n] or [n, channels]"
-        )
-    if frames > MAX_SECONDS * rate:
-        raise AudioError(f"{name}: is longer than {MAX_SECONDS // 3600} hours; cut it into shorter files")
-
-
-def _decode(source: Any, name: str) -> tuple[np.ndarray, int]:
-    """Reads a file block by block, mixing each down at once."""
-    with _opened(source, name) as stream:
-        size = stream.seek(0, io.SEEK_END)
-        if not size:
-            raise AudioError(f"{name}: is empty (0 bytes), expected an audio file; write or download it again")
-        stream.seek(0)
-        start = stream.read(16)
-        stream, lead = _with_open_end(_with_true_size(stream, size, name))
-        try:
-            file = _Sequential(stream)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                f"{name}: is not audio that can be read ({_reason(error)}; it starts with {start!r}), expected wav, "
-                "flac, ogg, opus or mp3; convert it (ffmpeg) or download it again"
-            ) from error
-        with file:
-            _check_format(0, file.channels, file.samplerate, name)
-            try:
-                return _read_mono(file, stream, lead, name), file.samplerate
-            except soundfile.LibsndfileError as error:
-                raise AudioError(
-                    f"{name}: is damaged or truncated ({_reason(error)}), expected a whole file; copy or download it "
-                    "again"
-                ) from error
-
-
-@contextmanager
-def _opened(source: Any, name: str) -> Iterator[BinaryIO]:
-    """A seekable binary file; a path's is closed at the end, a caller's file is only read."""
-    if is_url(source):
-        raise AudioError(f"{name}: is a URL, expected a file; download it first and pass its path")
-    with ExitStack() as stack:
-        try:
-            if isinstance(source, (str, os.PathLike)):
-                source = stack.enter_context(open(source, "rb"))
-                content = source if source.seekable() else source.read()
-            else:
-                content = source.read() if hasattr(source, "read") else source
-        except FileNotFoundError as error:
-            raise AudioError(f"{name}: there is no such file ({error.filename}); check the path") from error
-        except IsADirectoryError as error:
-            raise AudioError(f"{name}: is a folder, expected an audio file; pass a file in it") from error
-        except (OSError, ValueError) as error:
-            raise AudioError(f"{name}: cannot be read ({error}), expected a readable audio file") from error
-        if isinstance(content, (bytes, bytearray, memoryview)):
-            content = io.BytesIO(content)
-        elif content is not source or not hasattr(content, "seek"):
-            raise AudioError(
-                f"{name}: gives {type(content).__name__}, expected a path, bytes, a file open in binary mode or "
-                "(samples, sampling_rate)"
-            )
-        yield content
-
-
-class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
-    """A file that is read from start to end. soundfile would seek after every read, which a streamed flac, whose
-    header gives no length, does not allow."""
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _read_mono(file: soundfile.SoundFile, stream: BinaryIO, lead: int, name: str) -> np.ndarray:
-    """All samples after the first ``lead``."""
-    promised = file.frames
-    blocks, total = [], 0
-    while len(block := file.read(BLOCK_SAMPLES // file.channels, dtype="float32", always_2d=True)):
-        blocks.append(block.mean(axis=1))
-        total += len(block)
-        _check_format(total, file.channels, file.samplerate, name)
-    rest = stream.read() if file.format == "MP3" else b""
-    if len(rest) > MP3_TAIL and b"APETAGEX" not in rest:
-        raise AudioError(
-            f"{name}: goes on for {len(rest)} bytes beyond the end that its header gives, as joined mp3 files do; "
-            "convert it (ffmpeg) to wav or flac"
-        )
-    if total < promised < UNKNOWN_FRAMES and not lead:
-        raise _truncated(name, f"{promised} samples", str(total))
-    return np.concatenate(blocks)[lead:] if blocks else np.zeros(0, np.float32)
-
-
-def _with_open_end(stream: BinaryIO) -> tuple[BinaryIO, int]:
-    """Sees to it that an mp3 without a length, as a pipe leaves it, is read to its end.
-
-    libsndfile guesses such an mp3's length from its size and its first frame's bit rate, and stops there. A silent
-    frame of the lowest bit rate, put first, makes the guess an upper bound.
-
-    Returns:
-        The stream at its start, and how many samples that frame adds: 0 where none was needed.
-    """
-    start = 0
-    stream.seek(0)
-    while (tag := stream.read(10)).startswith(b"ID3"):  # the tag's size has 7 bits a byte
-        start += 10 + sum(value << shift for value, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
-        stream.seek(start)
-    first = tag + stream.read(192)
-    stream.seek(0)
-    is_layer_3 = len(first) > 10 and first[0] == 0xFF and first[1] & 0xE6 == 0xE2
-    rate_index = first[2] >> 2 & 3 if is_layer_3 else 3
-    if rate_index == 3 or any(header in first for header in (b"Xing", b"Info", b"VBRI")):
-        return stream, 0
-    mpeg_1, mpeg_2 = first[1] & 0x18 == 0x18, first[1] & 0x18 == 0x10
-    rate = (44100, 48000, 32000)[rate_index] // (1 if mpeg_1 else 2 if mpeg_2 else 4)
-    samples, bit_rate = (1152, 32000) if mpeg_1 else (576, 8000)
-    unprotected, lowest = first[1] | 1, 1 << 4 | first[2] & 0x0C
-    silence = bytes((0xFF, unprotected, lowest, first[3])).ljust(samples // 8 * bit_rate // rate, b"\0")
-    content = stream.read()
-    return io.BytesIO(content[:start] + silence + content[start:]), samples
-
-
-def _with_true_size(stream: BinaryIO, size: int, name: str) -> BinaryIO:
-    """Compares the size that a wav or aiff header gives to its samples with what is there, which libsndfile does not.
-
-    Returns:
-        The stream at its start; a copy with a usable size where the header says 0, as a pipe writes it.
-    """
-    stream.seek(0)
-    order, wanted = _CHUNKS.get(stream.read(4), ("little", b""))
-    stream.seek(12)
-    while wanted and len(head := stream.read(8)) == 8:
-        length = int.from_bytes(head[4:], order)
-        if head[:4] != wanted:
-            stream.seek(length + length % 2, io.SEEK_CUR)
-            continue
-        start = stream.tell()
-        if size - start < length < STREAMED_SIZE:
-            raise _truncated(name, f"{length} bytes", str(size - start))
-        if length == 0 < size - start:
-            stream.seek(0)
-            content = bytearray(stream.read())
-            content[start - 4 : start] = (size - start).to_bytes(4, order)
-            return io.BytesIO(content)
-        break
-    stream.seek(0)
-    return stream
-
-
-def _truncated(name: str, promised: str, there: str) -> AudioError:
-    return AudioError(
-        f"{name}: is truncated: its header promises {promised} of audio, {there} are there; copy or download it again"
-    )
-
-
-def _reason(error: soundfile.LibsndfileError) -> str:
-    return str(error.error_string).removeprefix("Error : ").rstrip(".")

@@ -26,6 +26,8 @@ _BOTH_PROMPT = (
     "Transcribe the audio to text, and then translate the audio to {language}. "
     "Use <sep> as a separator between the original transcript and the translation."
 )
+_SUMMARIZE_PROMPT = "Summarize the audio."  # the model card gives no wording for this
+_HOTWORDS = "{prompt} These words may occur: {words}."  # nor for this
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def speech_prompt(task: str, language: str | None = None) -> str:
     """The model card's wording of a speech task.
 
     Args:
-        task: "transcribe", "translate", or "transcribe_translate" (both, separated by ``<sep>``).
-        language: what to translate to, in English ("German"); not for "transcribe".
+        task: "transcribe", "translate", "transcribe_translate" (both, separated by ``<sep>``) or "summarize".
+        language: what to translate to, in English ("German"); only for the two that translate.
 
     Raises:
         PromptError: the task is unknown, or the language is missing or out of place.
@@ -53,13 +55,25 @@ def speech_prompt(task: str, language: str | None = None) -> str:
         "transcribe": TRANSCRIBE_PROMPT,
         "translate": _TRANSLATE_PROMPT,
         "transcribe_translate": _BOTH_PROMPT,
+        "summarize": _SUMMARIZE_PROMPT,
     }
     if task not in templates:
         raise PromptError(f"task is {task!r}; expected one of {', '.join(templates)}")
-    if (task == "transcribe") != (language is None):
+    if ("{language}" in templates[task]) != (language is not None):
         expected = "no language (to=None)" if language is not None else 'a language, such as to="German"'
         raise PromptError(f"task {task!r} takes {expected}; got to={language!r}")
     return templates[task].format(language=language)
+
+
+def with_hotwords(prompt: str, hotwords: Sequence[str]) -> str:
+    """The prompt, telling of words that may occur, if there are any.
+
+    Raises:
+        PromptError: they are one string.
+    """
+    if isinstance(hotwords, str):
+        raise PromptError(f"hotwords is the string {hotwords!r}; expected a list of words")
+    return _HOTWORDS.format(prompt=prompt, words=", ".join(hotwords)) if hotwords else prompt
 
 
 def render(request: Request, tokenizer: Tokenizer) -> list[Piece]:

@@ -101,7 +101,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class SpeechConfig:
-    """The Conformer tower and its front end's width."""
+    """The Conformer tower and its front end's width.
+
+    ``max_seconds`` is the length of the longest clips that it was trained on: longer audio is cut before it is heard.
+    """
 
     audio_token_id: int = 200011
     num_mels: int = 80
@@ -115,6 +118,7 @@ class SpeechConfig:
     bias_max_distance: int = 500
     bias_symmetric: bool = False
     window_tokens: int = 500
+    max_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         if self.time_reduction < 2 or self.time_reduction & (self.time_reduction - 1):

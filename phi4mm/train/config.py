@@ -48,4 +48,5 @@ def small_speech_config(audio_token_id: int) -> SpeechConfig:
         num_blocks=6,
         num_heads=4,
         subsampling_channels=32,
+        max_seconds=8.0,
     )

@@ -43,11 +43,18 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["audio_filepath"] == FILES[0]
     assert row["text"] == ROWS[0]["text"]
     (segment,) = row["segments"]
-    assert (segment["start"], segment["end"], segment["text"]) == (0.0, row["duration"], row["text"])
+    assert 0 <= segment["start"] < segment["end"] <= row["duration"]
+    assert segment["text"] == row["text"]
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["x.wav", "--to", "German"], ["x.wav", "--task", "translate"], ["x.wav", "--dtype", "int3"]]
+    "arguments",
+    [
+        [],
+        ["x.wav", "--task", "transcribe", "--to", "German"],
+        ["x.wav", "--task", "translate"],
+        ["x.wav", "--dtype", "int3"],
+    ],
 )
 def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -1,0 +1,74 @@
+"""``python -m phi4mm.asr.manual > docs/asr.md``: the manual, made of the parser that also makes ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from phi4mm.asr.parser import make_parser, variable
+
+_HEAD = """\
+# `python -m phi4mm.asr`
+
+<!-- Written by `python -m phi4mm.asr.manual`; change phi4mm/asr/parser.py or phi4mm/asr/manual.py instead. -->
+
+{description}
+
+    python -m phi4mm.asr talk.wav interview.mp3                  # one line a file
+    python -m phi4mm.asr --format srt talk.wav > talk.srt        # subtitles
+    python -m phi4mm.asr --format all --output-dir out --recursive --skip-existing recordings
+    ffmpeg -i talk.mp4 -f wav - | python -m phi4mm.asr -         # standard input
+    python -m phi4mm.asr --to German talk.wav
+
+{epilog}
+"""
+
+_TAIL = """\
+## How it works
+
+1. The file is read, mixed down and resampled block by block (libsndfile, soxr; ffmpeg where needed): memory does not
+   grow with its length.
+2. [Silero VAD](https://github.com/snakers4/silero-vad) finds speech. A pause of `--min-silence` ends a piece; a piece
+   that would grow beyond `--max-piece` is cut in the middle of the longest pause in its second half, or where it is
+   quietest if there is none. A piece keeps up to 0.4 s of what is around its speech. What is steady (its level varies
+   by less than 3 dB) or has less than 0.1 s of sure speech is passed over; but a file of up to 3 s in which nothing
+   else is found is handed over whole if 0.03 s of it are speech and its level varies by 6 dB or more.
+3. Pieces are decoded together, `--batch-size` at a time. A reply that repeats itself
+   (`--compression-ratio-threshold`) or is improbable (`--logprob-threshold`) is decoded again at higher temperatures,
+   as Whisper does. If all attempts fail, the least repetitive, then most probable one is kept. `no_speech_prob` is 1
+   minus the detector's mean probability of speech: the model has no token for it.
+4. Each piece is a segment. Its start and end are those of its speech as the detector hears them. Subtitles divide a
+   long segment into cues by the share of its characters: those inner times are estimates.
+
+Files are written beside their place and then moved there: whole or not at all.
+
+The wording of `transcribe`, `translate` and `transcribe_translate` is that of Phi-4-multimodal's model card. The card
+gives none for `summarize` ("Summarize the audio.") and `--hotwords` ("These words may occur: ..."): those are ours. A
+summary is of the whole file, up to 30 min at once, unless `--max-piece` or `--min-silence` say otherwise.
+"""
+
+
+def manual() -> str:
+    """The manual in Markdown."""
+    parser = make_parser()
+    parts = [_HEAD.format(description=parser.description, epilog=parser.epilog)]
+    for group in parser._action_groups:
+        options = [action for action in group._group_actions if variable(action)]
+        if options:
+            title = (group.title or "").capitalize()
+            rows = "\n".join(f"| {_name(action)} | `{variable(action)}` | {_cell(action)} |" for action in options)
+            parts.append(f"## {title}\n\n| option | environment | |\n|---|---|---|\n{rows}\n")
+    return "\n".join([*parts, _TAIL])
+
+
+def _name(action: argparse.Action) -> str:
+    value = "" if action.nargs == 0 else f" {action.metavar or '{' + ','.join(map(str, action.choices or ())) + '}'}"
+    return f"`{action.option_strings[-1]}{value}`".replace("|", "\\|").replace(" {}", "")
+
+
+def _cell(action: argparse.Action) -> str:
+    return (action.help or "").replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(manual())

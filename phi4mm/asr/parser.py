@@ -1,0 +1,150 @@
+"""The options of ``python -m phi4mm.asr``: on the command line, in the environment, and in docs/asr.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+
+from phi4mm.asr.writers import FORMATS
+from phi4mm.cli import add_model_options
+
+PROGRAM = "phi4mm.asr"
+PREFIX = "PHI4MM_ASR_"
+TASKS = ("transcribe", "translate", "transcribe_translate", "summarize")
+CHANNELS = ("mix", "left", "right", "each")
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}",
+        usage=f"python -m {PROGRAM} [OPTION ...] FILE ...",
+        description="Write down what is said in audio and video files, one line each, in the order given.",
+        epilog=f"Every option is also an environment variable: --max-piece 20 is {PREFIX}MAX_PIECE=20. "
+        "Exit code: 0 all done, 1 some files failed (listed at the end on standard error), 2 usage, 130 interrupted.",
+    )
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="a file (wav, flac, ogg, opus, mp3; with ffmpeg also video and m4a), a folder, a quoted glob, or - for "
+        "standard input",
+    )
+    _add_input(parser)
+    add_model_options(parser)
+    _add_task(parser)
+    _add_output(parser)
+    _add_speech(parser)
+    _add_decoding(parser)
+    return parser
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("input")
+    group.add_argument("--recursive", action="store_true", help="take the folders in folders too")
+    group.add_argument(
+        "--channel", default="mix", choices=CHANNELS, help="mix: all together (default); each: one after another"
+    )
+    group.add_argument("--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (phi4mm[mic])")
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("task")
+    group.add_argument("--task", choices=TASKS, help="what to do (default: transcribe; with --to translate)")
+    group.add_argument("--to", metavar="LANGUAGE", help='what to translate to, in English, such as "German"')
+    group.add_argument("--prompt", help="your own instruction, instead of the task's")
+    group.add_argument("--hotwords", metavar="WORDS", help="names and terms that may occur, separated by commas")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=(*FORMATS, "all"), help="default: txt; without --output-dir printed")
+    group.add_argument("--output-dir", metavar="DIR", help="write a file per input and format into this folder")
+    group.add_argument("--skip-existing", action="store_true", help="leave out inputs whose outputs are all there")
+    group.add_argument("--line-width", type=int, default=42, metavar="N", help="of subtitles; 0: any (default: 42)")
+    group.add_argument("--line-count", type=int, default=2, metavar="N", help="lines of a subtitle (default: 2)")
+    group.add_argument(
+        "--json", action="store_true", help="one JSON object a line: audio_filepath, text, segments, duration"
+    )
+    group.add_argument("--stream", action="store_true", help="print words as they are decoded (nothing is retried)")
+    group.add_argument("--quiet", action="store_true", help="no progress, which is shown only on a terminal anyway")
+    group.add_argument(
+        "--completion", choices=("bash", "zsh", "tcsh"), help="print a completion script (phi4mm[completion])"
+    )
+
+
+def _add_speech(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("finding speech")
+    group.add_argument(
+        "--max-piece",
+        type=float,
+        metavar="SECONDS",
+        help="cut longer speech (default: what the checkpoint was trained on)",
+    )
+    group.add_argument("--min-silence", type=float, metavar="SECONDS", help="a pause that ends a piece (default: 1)")
+    group.add_argument("--vad-threshold", type=float, default=0.5, metavar="P", help="lower hears more (default: 0.5)")
+    group.add_argument("--no-vad", action="store_true", help="transcribe everything, silence and noise too")
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="pieces decoded together (default: 8)")
+    group.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="per piece (default: 512)")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
+    group.add_argument("--seed", type=int, metavar="N", help="for a repeatable result at a temperature over 0")
+    group = parser.add_argument_group("decoding again what went wrong")
+    group.add_argument(
+        "--temperature-increment",
+        type=float,
+        default=0.2,
+        metavar="T",
+        help="of each retry, up to 1; 0: none (default: 0.2)",
+    )
+    group.add_argument(
+        "--compression-ratio-threshold",
+        type=float,
+        default=2.4,
+        metavar="R",
+        help="text that zlib shortens more is a loop (default: 2.4)",
+    )
+    group.add_argument(
+        "--logprob-threshold",
+        type=float,
+        default=-1.0,
+        metavar="L",
+        help="mean log-probability of tokens below it is a failure (default: -1)",
+    )
+    group.add_argument(
+        "--no-speech-threshold",
+        type=float,
+        default=0.6,
+        metavar="P",
+        help="a failure with less than 1 - P of speech is dropped (default: 0.6)",
+    )
+
+
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> argparse.Namespace:
+    """The options of a command line; what it does not give is taken from the environment, then from the defaults."""
+    given: list[str] = []
+    for action in parser._actions:
+        name = variable(action)
+        if name is None or name not in environment:
+            continue
+        value, option = environment[name], action.option_strings[-1]
+        if action.nargs != 0:
+            given.append(f"{option}={value}")
+        elif value.lower() in _TRUE:
+            given.append(option)
+        elif value.lower() not in _FALSE:
+            parser.error(f"{name} is {value!r}; expected 1 or 0")
+    return parser.parse_args([*given, *arguments])
+
+
+def variable(action: argparse.Action) -> str | None:
+    """The environment variable of an option; ``None`` for positional arguments and ``--help``."""
+    if not action.option_strings or action.dest == "help":
+        return None
+    return PREFIX + action.dest.upper()

@@ -1,0 +1,58 @@
+"""How far the work is, on a terminal: seconds of audio done, of all, and how many of them a second takes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+
+import soundfile
+from tqdm import tqdm
+
+
+class Progress:
+    """A line on standard error; nothing where that is not a terminal, or ``quiet``."""
+
+    def __init__(self, paths: Sequence[str], *, quiet: bool) -> None:
+        shown = sys.stderr.isatty() and not quiet
+        self._bar = tqdm(
+            total=round(sum(map(_seconds, paths))) or None if shown else None,
+            unit="s",
+            disable=not shown,
+            dynamic_ncols=True,
+            leave=False,
+            bar_format="{desc}{bar} {n_fmt} of {total_fmt} s of audio, {rate_noinv_fmt}, {elapsed}",
+        )
+        self._begun = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.close()
+
+    def begin(self, name: str) -> None:
+        """A file is begun."""
+        self._begun = 0
+        self._bar.set_description_str(f"{name[-30:]}: ")
+
+    def at(self, seconds: float) -> None:
+        """So much of the file is done."""
+        self._bar.update(round(seconds) - self._begun)
+        self._begun = round(seconds)
+
+    def print(self, text: str) -> None:
+        """A line on standard output, beside the progress."""
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(text, flush=True)
+
+
+def _seconds(path: str) -> float:
+    """A file's length by its header; 0 where that says nothing, or reading it would use it up."""
+    if not os.path.isfile(path):
+        return 0.0
+    try:
+        return float(soundfile.info(path).duration)
+    except (soundfile.LibsndfileError, OSError, TypeError):
+        return 0.0

@@ -1,0 +1,169 @@
+"""A transcript in each output format: one class per format, files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from phi4mm.types import Segment, Transcript
+
+
+@dataclass(frozen=True)
+class Lines:
+    """How subtitles are laid out: the most characters in a line (0: any number) and the most lines on screen."""
+
+    width: int = 42
+    count: int = 2
+
+
+class Writer(ABC):
+    """Turns a transcript into the text of one file."""
+
+    extension: ClassVar[str]
+
+    @abstractmethod
+    def render(self, transcript: Transcript) -> str:
+        """The whole text, which ends with a newline unless it is empty."""
+
+    def write(self, transcript: Transcript, path: Path) -> None:
+        """Write a file whole or not at all; its folder is made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(self.render(transcript).encode("utf-8"))
+                file.close()
+                os.chmod(file.name, 0o666 & ~_umask())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+
+
+class TextWriter(Writer):
+    """One segment a line."""
+
+    extension = "txt"
+
+    def render(self, transcript: Transcript) -> str:
+        return "".join(f"{_one_line(segment.text)}\n" for segment in transcript.segments)
+
+
+class TsvWriter(Writer):
+    """``start``, ``end`` in milliseconds and ``text``, tab-separated, under a header."""
+
+    extension = "tsv"
+
+    def render(self, transcript: Transcript) -> str:
+        rows = ["start\tend\ttext"]
+        for segment in transcript.segments:
+            rows.append(f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{_one_line(segment.text)}")
+        return "\n".join(rows) + "\n"
+
+
+class JsonWriter(Writer):
+    """``Transcript.to_dict``; ``Transcript.from_dict`` is its inverse."""
+
+    extension = "json"
+
+    def render(self, transcript: Transcript) -> str:
+        return json.dumps(transcript.to_dict(), ensure_ascii=False, indent=2) + "\n"
+
+
+class SubtitleWriter(Writer):
+    """Segments divided into cues that fit on the screen.
+
+    A cue's part of its segment's time is its part of the segment's characters: an estimate.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+
+    def cues(self, transcript: Transcript) -> Iterator[Segment]:
+        """Cues in order, at least a millisecond long; their text has line breaks."""
+        for segment in transcript.segments:
+            rows = _wrap(_one_line(segment.text), self._lines.width)
+            texts = ["\n".join(rows[at : at + self._lines.count]) for at in range(0, len(rows), self._lines.count)]
+            total = sum(map(len, texts))
+            begun = 0
+            for text in texts:
+                start = segment.start + (segment.end - segment.start) * begun / total
+                begun += len(text)
+                end = segment.start + (segment.end - segment.start) * begun / total
+                yield Segment(start, max(end, start + 0.001), text)
+
+
+class SrtWriter(SubtitleWriter):
+    """SubRip."""
+
+    extension = "srt"
+
+    def render(self, transcript: Transcript) -> str:
+        return "\n".join(
+            f"{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{cue.text.replace('-->', '->')}\n"
+            for number, cue in enumerate(self.cues(transcript), 1)
+        )
+
+
+class VttWriter(SubtitleWriter):
+    """WebVTT (www.w3.org/TR/webvtt1)."""
+
+    extension = "vtt"
+
+    def render(self, transcript: Transcript) -> str:
+        cues = [
+            f"\n{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{_escaped(cue.text)}\n"
+            for cue in self.cues(transcript)
+        ]
+        return "WEBVTT\n" + "".join(cues)
+
+
+FORMATS = ("txt", "srt", "vtt", "tsv", "json")
+
+
+def writers(format: str, lines: Lines) -> list[Writer]:
+    """The writer of a format, or those of "all"."""
+    every: list[Writer] = [TextWriter(), SrtWriter(lines), VttWriter(lines), TsvWriter(), JsonWriter()]
+    return [writer for writer in every if format in (writer.extension, "all")]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of up to ``width`` characters, broken between words; a longer word, or a text without spaces, within."""
+    if not width:
+        return [text]
+    lines = [""]
+    for word in re.split(r"(?<=\s)", text):
+        if len(lines[-1]) + len(word.rstrip()) > width and lines[-1]:
+            lines.append("")
+        while len(word.rstrip()) > width:
+            lines[-1], word = word[:width], word[width:]
+            lines.append("")
+        lines[-1] += word
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def _time(seconds: float, point: str) -> str:
+    milliseconds = round(1000 * seconds)
+    hours, rest = divmod(milliseconds, 3_600_000)
+    minutes, rest = divmod(rest, 60_000)
+    return f"{hours:02}:{minutes:02}:{rest // 1000:02}{point}{rest % 1000:03}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

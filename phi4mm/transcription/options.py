@@ -1,0 +1,95 @@
+"""How speech is found, cut and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from phi4mm.errors import PromptError
+from phi4mm.types import DecodingOptions
+
+LONGEST_SUMMARY = 1800.0  # seconds: Phi-4-multimodal was trained to summarise up to 30 minutes
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """What ``Phi4MM.transcribe`` takes beside the request's own options. The four last thresholds are Whisper's
+    (Radford et al. 2022, section 4.5).
+
+    Attributes:
+        vad: find speech first and transcribe only that. ``False``: everything is transcribed, silence and noise too.
+        channel: transcribe this one, counted from 0; ``None`` for the mean of all.
+        max_piece: the longest piece in seconds; ``None`` for what the checkpoint was trained on.
+        min_silence: a pause of so many seconds ends a piece.
+        vad_threshold: the probability at which speech begins.
+        batch_size: the most pieces decoded together.
+        temperature_increment: a reply that fails is decoded again at a temperature higher by this, up to 1; 0: never.
+        compression_ratio_threshold: a text that zlib shortens more than this repeats itself: it fails.
+        logprob_threshold: a mean log-probability of a reply's tokens below this: it fails.
+        no_speech_threshold: a piece less probably speech than 1 minus this, whose reply fails by its log-probability,
+            says nothing.
+
+    Raises:
+        PromptError: a value is out of range.
+    """
+
+    vad: bool = True
+    channel: int | None = None
+    max_piece: float | None = None
+    min_silence: float = 1.0
+    vad_threshold: float = 0.5
+    batch_size: int = 8
+    temperature_increment: float = 0.2
+    compression_ratio_threshold: float = 2.4
+    logprob_threshold: float = -1.0
+    no_speech_threshold: float = 0.6
+
+    def __post_init__(self) -> None:
+        _require(self.channel is None or self.channel >= 0, "channel", self.channel, "0 or more, or None")
+        _require(self.max_piece is None or self.max_piece >= 1, "max_piece", self.max_piece, "1 second or more")
+        _require(self.min_silence > 0, "min_silence", self.min_silence, "over 0 seconds")
+        _require(0.2 <= self.vad_threshold < 1, "vad_threshold", self.vad_threshold, "0.2 to 1")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _require(
+            self.temperature_increment == 0 or 0.01 <= self.temperature_increment <= 1,
+            "temperature_increment",
+            self.temperature_increment,
+            "0 (never), or 0.01 to 1",
+        )
+
+    def temperatures(self, first: float) -> list[float]:
+        """Those that are tried, one after another."""
+        if not self.temperature_increment:
+            return [first]
+        retries = int((1.0 - first) / self.temperature_increment + 1e-9)
+        return [round(first + number * self.temperature_increment, 6) for number in range(max(retries, 0) + 1)]
+
+    @classmethod
+    def split(cls, options: Mapping[str, Any], *, task: str = "transcribe") -> tuple[SpeechOptions, dict[str, Any]]:
+        """These options, and those that are left for the request; a summary is by default of all that is said."""
+        names = {field.name for field in fields(cls)}
+        if task == "summarize":
+            options = {"max_piece": LONGEST_SUMMARY, "min_silence": LONGEST_SUMMARY, **options}
+        own = {name: value for name, value in options.items() if name in names}
+        return cls(**own), {name: value for name, value in options.items() if name not in names}
+
+
+class TranscribeOptions(DecodingOptions, total=False):
+    """The fields of ``SpeechOptions`` and how to answer, as keyword arguments."""
+
+    vad: bool
+    channel: int | None
+    max_piece: float | None
+    min_silence: float
+    vad_threshold: float
+    batch_size: int
+    temperature_increment: float
+    compression_ratio_threshold: float
+    logprob_threshold: float
+    no_speech_threshold: float
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise PromptError(f"{name} is {value!r}; expected {expected}")

@@ -1,0 +1,191 @@
+"""Pieces to segments: decoded in batches, and decoded again at a higher temperature where the result is suspect."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Protocol, Unpack, cast
+
+from phi4mm.errors import BatchError
+from phi4mm.inputs.audio import Waveform
+from phi4mm.inputs.processor import Processor
+from phi4mm.model.config import SpeechConfig
+from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.transcription.detector import SpeechDetector
+from phi4mm.transcription.options import SpeechOptions
+from phi4mm.transcription.pieces import Piece, cut, frames
+from phi4mm.transcription.scoring import average_log_probabilities
+from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
+
+
+class Chat(Protocol):
+    """What is needed of ``Phi4MM``."""
+
+    model: Phi4MMModel
+    processor: Processor
+
+    def chat_batch(self, requests: Sequence[Request | Mapping[str, Any]], *, batch_size: int = 16) -> list[Reply]: ...
+
+    def stream(self, text: str = "", **options: Unpack[RequestOptions]) -> Iterator[str]: ...
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One decoding of a piece.
+
+    Attributes:
+        text: what was said.
+        temperature: at which it was decoded.
+        avg_logprob: mean log-probability of its tokens.
+    """
+
+    text: str
+    temperature: float
+    avg_logprob: float
+
+    @property
+    def compression_ratio(self) -> float:
+        """How many times shorter zlib makes the text; repetition makes it high."""
+        return compression_ratio(self.text)
+
+    def fails(self, options: SpeechOptions) -> bool:
+        """Whether it repeats itself or is improbable."""
+        return (
+            self.compression_ratio > options.compression_ratio_threshold or self.avg_logprob < options.logprob_threshold
+        )
+
+
+class Transcription:
+    """The segments of one audio, in order, decoded as they are asked for.
+
+    Args:
+        chat: the model.
+        waveforms: the consecutive parts of the audio, at one of the model's two rates.
+        request: the instruction and how to decode it; its audio is filled in.
+        options: how to find speech and when to decode again.
+
+    Attributes:
+        duration: seconds of audio that were read so far; at the end, all.
+    """
+
+    def __init__(self, chat: Chat, waveforms: Iterable[Waveform], request: Request, options: SpeechOptions) -> None:
+        self._chat = chat
+        self._waveforms = waveforms
+        self._request = request
+        self._options = options
+        self._segments = self._run()
+        self.duration = 0.0
+
+    def __iter__(self) -> Transcription:
+        return self
+
+    def __next__(self) -> Segment:
+        return next(self._segments)
+
+    def transcript(self) -> Transcript:
+        """All segments that are left, together."""
+        segments = tuple(self)
+        return Transcript.of(segments, self.duration)
+
+    def words(self) -> Iterator[str]:
+        """Instead of segments the text as it is decoded, in parts that together are the transcript.
+
+        Each piece is decoded on its own and once: what has been shown cannot be taken back.
+        """
+        names = DecodingOptions.__annotations__
+        decoding = cast(DecodingOptions, {name: getattr(self._request, name) for name in names})
+        said = False
+        for piece in self.pieces():
+            start = True  # of the piece: nothing of it has been given yet
+            for part in self._chat.stream(
+                self._request.text, audios=[(piece.samples, piece.sampling_rate)], **decoding
+            ):
+                part = part.lstrip() if start else part
+                if part:
+                    yield f" {part}" if start and said else part
+                    start, said = False, True
+
+    def _run(self) -> Iterator[Segment]:
+        pieces = self.pieces()
+        while group := list(islice(pieces, self._options.batch_size)):
+            for piece, attempt in zip(group, self._decode(group), strict=True):
+                if attempt.text:
+                    yield Segment(
+                        start=round(piece.start, 3),
+                        end=round(piece.end, 3),
+                        text=attempt.text,
+                        avg_logprob=attempt.avg_logprob,
+                        compression_ratio=attempt.compression_ratio,
+                        no_speech_prob=1.0 - piece.speech if self._options.vad else None,
+                        temperature=attempt.temperature,
+                    )
+
+    def pieces(self) -> Iterator[Piece]:
+        """What is handed to the model, without decoding it."""
+        options = self._options
+        speech = self._chat.model.config.speech
+        return cut(
+            frames(self._counted(), SpeechDetector() if options.vad else None),
+            max_piece=options.max_piece or (speech or SpeechConfig()).max_seconds,
+            min_silence=options.min_silence,
+            threshold=options.vad_threshold,
+            judge=options.vad,
+        )
+
+    def _counted(self) -> Iterator[Waveform]:
+        for waveform in self._waveforms:
+            self.duration += waveform.duration
+            yield waveform
+
+    def _decode(self, pieces: Sequence[Piece]) -> list[Attempt]:
+        """The best attempt at each piece."""
+        attempts: list[list[Attempt]] = [[] for _ in pieces]
+        going = list(range(len(pieces)))
+        for number, temperature in enumerate(self._options.temperatures(self._request.temperature)):
+            # A retry is seeded, so that the same file gives the same transcript again.
+            seed = number if number and self._request.seed is None else self._request.seed
+            requests = [
+                replace(
+                    self._request,
+                    audios=[(pieces[index].samples, pieces[index].sampling_rate)],
+                    temperature=temperature,
+                    seed=seed,
+                )
+                for index in going
+            ]
+            for index, attempt in zip(going, self._attempt(requests), strict=True):
+                attempts[index].append(self._silenced(attempt, pieces[index]))
+            going = [index for index in going if attempts[index][-1].text and attempts[index][-1].fails(self._options)]
+            if not going:
+                break
+        return [self._best(tried) for tried in attempts]
+
+    def _attempt(self, requests: Sequence[Request]) -> Iterable[Attempt]:
+        try:
+            replies = self._chat.chat_batch(requests, batch_size=self._options.batch_size)
+        except BatchError as error:
+            raise next(iter(error.errors.values())) from None
+        scores = average_log_probabilities(self._chat.model, self._chat.processor, requests, replies)
+        for request, reply, score in zip(requests, replies, scores, strict=True):
+            yield Attempt(reply.text.strip(), request.temperature, score)
+
+    def _silenced(self, attempt: Attempt, piece: Piece) -> Attempt:
+        """The attempt, without its words where there is probably no speech and they are improbable."""
+        no_speech = self._options.vad and 1.0 - piece.speech > self._options.no_speech_threshold
+        silent = no_speech and attempt.avg_logprob < self._options.logprob_threshold
+        return replace(attempt, text="") if silent else attempt
+
+    def _best(self, attempts: Sequence[Attempt]) -> Attempt:
+        """The last where it does not fail; where all do, the least repetitive, then the most probable."""
+        if not (attempts[-1].text and attempts[-1].fails(self._options)):
+            return attempts[-1]
+        bound = self._options.compression_ratio_threshold
+        return min(attempts, key=lambda attempt: (max(attempt.compression_ratio, bound), -attempt.avg_logprob))
+
+
+def compression_ratio(text: str) -> float:
+    """Length of a text over its length as zlib packs it, in UTF-8."""
+    encoded = text.encode("utf-8")
+    return len(encoded) / len(zlib.compress(encoded))

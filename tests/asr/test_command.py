@@ -1,0 +1,254 @@
+"""The command line around the model: inputs, outputs, manners. The model is a stand-in that says how long a clip is."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pysubs2
+import pytest
+import soundfile
+
+from phi4mm import Segment, Transcript
+from phi4mm.asr import __main__ as command
+from phi4mm.asr.files import find_inputs
+from phi4mm.asr.manual import manual
+from phi4mm.inputs.audio import stream_audio
+
+ROOT = Path(__file__).parent.parent.parent
+RATE = 16000
+
+
+class StandIn:
+    """What the command needs of ``Phi4MM``; each input is one segment from start to end."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.interrupt_at = -1
+
+    def transcribe_stream(self, audio: Any, **options: Any) -> StandIn:
+        self.calls.append((audio, options))
+        if len(self.calls) == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.duration = 0.0
+        self._parts = stream_audio(audio, channel=options.get("channel"))
+        return self
+
+    def __iter__(self) -> Iterator[Segment]:
+        for part in self._parts:
+            self.duration += part.duration
+        yield Segment(0.0, self.duration, f"{self.duration:.1f} seconds")
+
+    def words(self) -> Iterator[str]:
+        for segment in self:
+            yield from segment.text.partition(" ")
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    stand_in = StandIn()
+    monkeypatch.setattr(command, "load_model", lambda options: stand_in)
+    return stand_in
+
+
+def write(path: Path, seconds: float, channels: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros((int(seconds * RATE), channels)), RATE)
+    return path
+
+
+def test_a_folder_with_bad_files(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for number in range(200):
+        file = write(folder / f"{number:03}.wav", 0.1)
+        if number % 20 == 7:
+            file.write_bytes(b"RIFF")
+    arguments = [str(folder), "--format", "json", "--output-dir", str(out), "--skip-existing"]
+    assert command.main(arguments) == 1
+    said, told = capsys.readouterr()
+    assert said == ""
+    assert [f"{number:03}.wav" in line for number, line in zip(range(7, 200, 20), told.splitlines(), strict=True)] == [
+        True
+    ] * 10
+    assert len(list(out.iterdir())) == 190
+    assert Transcript.from_dict(json.loads((out / "000.json").read_text("utf-8"))).text == "0.1 seconds"
+
+    write(folder / "007.wav", 0.2)
+    (out / "100.json").unlink()
+    model.calls.clear()
+    assert command.main(arguments) == 1
+    done = [Path(audio).name for audio, _ in model.calls]
+    assert done == ["007.wav", *(f"{number:03}.wav" for number in range(27, 200, 20) if number < 100), "100.wav"] + [
+        f"{number:03}.wav" for number in range(107, 200, 20)
+    ]
+    assert len(list(out.iterdir())) == 191
+
+
+def test_every_format_in_files_that_mirror_the_folder(model: StandIn, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "deep" / "a.wav", 1.0)
+    write(tmp_path / "in" / "a.wav", 2.0)
+    write(tmp_path / "in" / "a.flac", 2.0)
+    out = tmp_path / "out"
+    assert command.main([str(tmp_path / "in"), "--recursive", "--format", "all", "--output-dir", str(out)]) == 0
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    stems = ("a.wav", "a.flac", "deep/a")
+    assert names == {f"{stem}.{extension}" for stem in stems for extension in ("txt", "srt", "vtt", "tsv", "json")}
+    assert pysubs2.load(str(out / "deep" / "a.srt"))[0].end == 1000
+
+
+def test_a_format_on_standard_output(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(write(tmp_path / "a.wav", 1.5))
+    assert command.main([file, "--format", "srt"]) == 0
+    assert capsys.readouterr() == ("1\n00:00:00,000 --> 00:00:01,500\n1.5 seconds\n", "")
+    assert command.main([file, "--stream"]) == 0
+    assert capsys.readouterr().out == "1.5 seconds\n"
+
+
+def test_channels(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(write(tmp_path / "a.wav", 1.0, channels=2))
+    for name, channels in (("mix", [None]), ("left", [0]), ("right", [1]), ("each", [0, 1])):
+        model.calls.clear()
+        assert command.main([file, "--channel", name]) == 0
+        assert [options["channel"] for _, options in model.calls] == channels
+    assert command.main([file, "--channel", "each", "--output-dir", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.left.txt", "a.right.txt"]
+    capsys.readouterr()
+    assert command.main([str(write(tmp_path / "mono.wav", 1.0)), "--channel", "right"]) == 1
+    assert "no channel 2" in capsys.readouterr().err
+
+
+def test_inputs(tmp_path: Path) -> None:
+    for name in ("b.wav", "a.MP3", "notes.txt", ".hidden.wav", "deep/c.flac", "film.mkv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(*arguments: str, recursive: bool = False) -> list[str]:
+        found = find_inputs([str(tmp_path / argument) for argument in arguments], recursive=recursive)
+        return [str(Path(item.path).relative_to(tmp_path)) for item in found]
+
+    assert names("") == ["a.MP3", "b.wav", "film.mkv"]
+    assert names("", recursive=True) == ["a.MP3", "b.wav", "deep/c.flac", "film.mkv"]
+    assert names("*.wav", "b.wav", "gone.wav") == ["b.wav", "gone.wav"]
+    assert names("**/*.flac", "notes.txt") == ["deep/c.flac", "notes.txt"]
+    (standard,) = find_inputs(["-"], recursive=False)
+    assert (standard.path, str(standard.output)) == ("-", "stdin")
+
+
+def test_standard_input(
+    model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = write(tmp_path / "a.wav", 0.7).read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    assert command.main(["-"]) == 0
+    assert capsys.readouterr().out == "0.7 seconds\n"
+
+
+def test_interrupted(model: StandIn, tmp_path: Path) -> None:
+    files = [str(write(tmp_path / f"{name}.wav", 0.3)) for name in "abc"]
+    model.interrupt_at = 3
+    assert command.main([*files, "--output-dir", str(tmp_path / "out")]) == 130
+    written = {path.name: path.read_text("utf-8") for path in (tmp_path / "out").iterdir()}
+    assert written == {"a.txt": "0.3 seconds\n", "b.txt": "0.3 seconds\n"}
+
+
+def test_progress_only_on_a_terminal(
+    model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write(tmp_path / "a.wav", 3.0))
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert command.main([file]) == 0
+    assert "of 3 s of audio" in terminal.getvalue()
+    assert capsys.readouterr().out == "3.0 seconds\n"
+    terminal.truncate(0)
+    assert command.main([file, "--quiet"]) == 0
+    assert terminal.getvalue().strip("\0") == ""
+
+
+def test_options_reach_the_model_from_the_command_line_and_the_environment(
+    model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(write(tmp_path / "a.wav", 0.5))
+    monkeypatch.setenv("PHI4MM_ASR_MAX_PIECE", "12")
+    monkeypatch.setenv("PHI4MM_ASR_NO_VAD", "1")
+    monkeypatch.setenv("PHI4MM_ASR_LOGPROB_THRESHOLD", "-2")
+    monkeypatch.setenv("PHI4MM_ASR_JSON", "0")
+    assert command.main([file, "--logprob-threshold", "-3", "--hotwords", "Ada, Bob", "--to", "German"]) == 0
+    _, options = model.calls[0]
+    wanted = {"max_piece": 12.0, "vad": False, "logprob_threshold": -3.0, "hotwords": ["Ada", "Bob"], "to": "German"}
+    assert {name: options[name] for name in wanted} == wanted
+    assert options["task"] == "translate"
+    monkeypatch.setenv("PHI4MM_ASR_JSON", "maybe")
+    with pytest.raises(SystemExit) as caught:
+        command.main([file])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--mic", "x.wav"],
+        ["x.wav", "--format", "all"],
+        ["x.wav", "--skip-existing"],
+        ["x.wav", "--json", "--stream"],
+        ["x.wav", "--line-count", "0"],
+        ["x.wav", "--max-piece", "0"],
+        ["x.wav", "--temperature", "-1"],
+        ["x.wav", "y/x.wav", "--output-dir", "out"],
+        ["tests/asr", "--quiet"],
+    ],
+)
+def test_usage(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_the_manual_is_that_of_the_parser() -> None:
+    assert (ROOT / "docs" / "asr.md").read_text("utf-8") == manual()
+
+
+def test_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert command.main(["--completion", "bash"]) == 0
+    assert "--max-piece" in capsys.readouterr().out
+
+
+def test_microphone(model: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class InputStream:
+        """Hears two tenths of a second at once; then Ctrl-C is pressed."""
+
+        def __init__(self, *, callback: Any, blocksize: int, **options: Any) -> None:
+            self.hear = lambda: callback(np.zeros((blocksize, 1), np.float32), blocksize, None, None)
+
+        def __enter__(self) -> None:
+            self.hear()
+            self.hear()
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    class Interrupted(Queue[np.ndarray]):
+        def get(self, *arguments: Any) -> Any:
+            if self.empty():
+                raise KeyboardInterrupt
+            return super().get()
+
+    from phi4mm.asr import microphone
+
+    fake = ModuleType("sounddevice")
+    fake.InputStream, fake.PortAudioError = InputStream, RuntimeError  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    monkeypatch.setattr(microphone, "SimpleQueue", Interrupted)
+    assert command.main(["--mic"]) == 0
+    assert capsys.readouterr().out == "0.2 seconds\n"
