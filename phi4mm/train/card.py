@@ -156,8 +156,8 @@ tenth easy-VQA picture.
 
 ## Samples
 
-`samples/` holds clips spoken by flite's voices rms (held out of training), slt and awb (trained on), and pictures that
-the recipe drew; their texts are in `samples/manifest.jsonl`, the pictures' questions in `samples/pictures.jsonl`.
+`samples/` holds clips spoken by flite's voices rms (held out of training), slt and awb (trained on), and a picture that
+the recipe drew; their texts are in `samples/manifest.jsonl`, the picture's questions in `samples/pictures.jsonl`.
 """
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from phi4mm.train.drawing import draw_shape, draw_shapes
+from phi4mm.train.drawing import draw_shape
 from phi4mm.train.files import write_rows
 from phi4mm.train.pictures import Picture
 from phi4mm.train.voices import FliteVoice
@@ -56,7 +56,6 @@ PICTURE_SAMPLES = (
     PictureSample("shape.png", draw_shape, 1, "what color is the shape?"),
     PictureSample("shape.png", draw_shape, 1, "what shape is in the image?"),
     PictureSample("shape.png", draw_shape, 1, "what color is the shape?", asked="question.flac"),
-    PictureSample("shapes.png", draw_shapes, 2, "how many shapes are there?"),
 )
 
 

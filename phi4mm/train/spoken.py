@@ -33,9 +33,9 @@ Asked = dict[tuple[str, ...], list[tuple[PictureBank, int, str]]]  # of a questi
 class SpokenOptions:
     """A step is a batch of at most ``frames`` log-mel frames, each clip about a picture of its own."""
 
-    pace: Pace = Pace(steps=1000, warmup=50, average=0.99, log_every=250)
+    pace: Pace = Pace(steps=1300, warmup=50, average=0.99, log_every=200)
     frames: int = 3000
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     strength: float = 0.5  # of the augmentation of the clips
     jitter: float = 1.0  # of the pictures
 
