@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_asr.backends import BACKENDS, DEFAULT_PROMPT, BackendOptions, load_recogniser
-from eval_asr.errors import EvalError
+from eval_asr.errors import EvalError, ScoringWarning
 from eval_asr.normalise import SCORINGS
 from eval_asr.results import SetName, locked
 from eval_asr.run import RunOptions, check_distinct, run_set
@@ -105,7 +106,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from eval_asr.settings import prepare_settings
+    from eval_asr.settings import prepare_settings, record_timing
 
     specs = [*options.data, *(spec for name in options.suite for spec in suite(name))]
     run_options = RunOptions(options.batch_size, options.limit, options.seed, options.warmup, not options.quiet)
@@ -127,6 +128,7 @@ def _run(options: argparse.Namespace) -> None:
             load = partial(load_recogniser, backend)
             elsewhere = None if cluster is None else cluster.transcriber(load, options.warmup)
             summary = run_set(load, source, manifest, run_options, elsewhere)
+            record_timing(manifest, summary.timing)
             print(f"{manifest}: {summary.sentence()}", flush=True)
 
 
@@ -168,10 +170,23 @@ def _report(options: argparse.Namespace) -> None:
         if options.picture is not None:
             write_picture(scores, options.picture)
         if options.markdown is not None:
-            picture = None if options.picture is None else options.picture.name
-            write_markdown(scores, options.markdown, picture=picture)
+            write_markdown(scores, options.markdown, picture=options.picture)
     except OSError as error:
         raise EvalError(f"{error.filename or options.out}: cannot be written ({error.strerror})") from error
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Our own in one line; those of libraries as ever."""
+    ours = issubclass(category, ScoringWarning)
+    text = f"{PROGRAM}: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 def _rules(options: argparse.Namespace) -> dict[str, Any]:
@@ -189,7 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "report" and not (options.out or options.markdown or options.picture):
         parser.error("report: name a file to write with --out, --markdown or --picture")
     try:
-        options.action(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ScoringWarning)
+            warnings.showwarning = _show_warning
+            options.action(options)
     except Phi4MMError as error:
         report_error(PROGRAM, error)
         return 1

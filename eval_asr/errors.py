@@ -23,3 +23,7 @@ class BackendError(EvalError):
 
 class ScoringError(EvalError):
     """Results cannot be scored by the rules asked for."""
+
+
+class ScoringWarning(UserWarning):
+    """Results can be scored, but something is missing from them."""

@@ -12,12 +12,16 @@ from eval_asr.score import Errors
 class RunningScore:
     """Errors of the rows so far, by Whisper's normaliser: a view of the run, not its score."""
 
-    def __init__(self, language: str, rows: Iterable[Row] = ()) -> None:
+    def __init__(self, language: str) -> None:
         self.normalise = progress_normaliser(language)
         self.errors = Errors()
         self.num_failed = 0
+
+    def after(self, rows: Iterable[Row]) -> str:
+        """Add rows, and say how things stand."""
         for row in rows:
             self.add(row)
+        return self.summary()
 
     def add(self, row: Row) -> None:
         self.num_failed += row.error is not None

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eval_asr.errors import ResultsError
+from eval_asr.files import written_whole
 
 LOCK_NAME = ".eval_asr.lock"
 
@@ -138,13 +139,54 @@ def set_name(manifest: Path) -> SetName:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Where the time of a run over one corpus went.
+
+    Attributes:
+        wall_seconds: from listing the clips to the last row written.
+        loading_seconds: of libraries and model, with the warm-up; ``None`` where workers elsewhere did it.
+        recognising_seconds: in the recogniser, from samples to text; ``None`` likewise.
+    """
+
+    wall_seconds: float
+    loading_seconds: float | None
+    recognising_seconds: float | None
+
+    @property
+    def overhead(self) -> float | None:
+        """The harness's own share of the time after loading: neither loaded nor recognised; ``None`` if not known.
+
+        Reading audio counts where the recogniser had to wait for it; a thread reads a batch ahead.
+        """
+        if self.loading_seconds is None or self.recognising_seconds is None or not self.recognising_seconds:
+            return None
+        running = self.wall_seconds - self.loading_seconds
+        return (running - self.recognising_seconds) / running
+
+    def sentence(self) -> str:
+        wall = f"{self.wall_seconds:.1f} s"
+        if self.overhead is None:
+            return wall
+        return (
+            f"{wall}: loading and warm-up {self.loading_seconds:.2f}, recognising {self.recognising_seconds:.2f}, "
+            f"overhead {100 * self.overhead:.1f} % of the time after loading"
+        )
+
+
+@dataclass(frozen=True)
 class Session:
-    """When, with what and where a run wrote rows."""
+    """When, with what and where a run wrote rows; ``timing`` once it has come to its end."""
 
     started: str
     versions: dict[str, str]
     machine: dict[str, Any]
     commit: str | None
+    timing: Timing | None = None
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Session:
+        timing = values.get("timing")
+        return cls(**{**values, "timing": None if timing is None else Timing(**timing)})
 
 
 @dataclass(frozen=True)
@@ -179,7 +221,7 @@ class RunSettings:
             language=values["language"],
             audio_root=values["audio_root"],
             options=values["options"],
-            sessions=tuple(Session(**session) for session in values["sessions"]),
+            sessions=tuple(Session.from_values(session) for session in values["sessions"]),
         )
 
 
@@ -209,10 +251,9 @@ def write_settings(manifest: Path, settings: RunSettings) -> None:
         ResultsError: the disk is full, or the folder cannot be written.
     """
     path = settings_path(manifest)
-    beside = path.with_suffix(".tmp")
     try:
-        beside.write_text(settings.to_json(), "utf-8")
-        os.replace(beside, path)
+        with written_whole(path) as partial:
+            partial.write_text(settings.to_json(), "utf-8")
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written ({error.strerror}); make room, or name another --out") from error
 

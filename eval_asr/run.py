@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from eval_asr.backends import Recogniser
 from eval_asr.clips import Clip, Source
 from eval_asr.errors import EvalError, ResultsError, SourceError
 from eval_asr.progress import RunningScore
-from eval_asr.results import Row, RowWriter
+from eval_asr.results import Row, RowWriter, Timing
 
 # A streamed corpus is sorted within windows of this many batches, which are held in memory.
 WINDOW_BATCHES = 32
@@ -63,7 +64,7 @@ class RunSummary:
         num_kept: those that were there before.
         num_failed: those with an error.
         audio_seconds, transcription_seconds: of the rows without one.
-        wall_seconds: of this run, all told.
+        timing: where this run's time went.
         first_error: of the rows, with the clip's name.
     """
 
@@ -72,14 +73,35 @@ class RunSummary:
     num_failed: int
     audio_seconds: float
     transcription_seconds: float
-    wall_seconds: float
+    timing: Timing
     first_error: str | None
 
     def sentence(self) -> str:
         speed = f"{self.audio_seconds / self.transcription_seconds:.2f}" if self.transcription_seconds else "unknown"
         kept = f" ({self.num_kept} were there)" if self.num_kept else ""
         failed = f", {self.num_failed} with an error (the first: {self.first_error})" if self.num_failed else ""
-        return f"{self.num_rows} rows{kept}{failed}, RTFx {speed}, {self.wall_seconds:.1f} s"
+        return f"{self.num_rows} rows{kept}{failed}, RTFx {speed}; {self.timing.sentence()}"
+
+
+@dataclass
+class Stopwatch:
+    """Seconds that were spent in its ``with`` blocks."""
+
+    seconds: float = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What a run in this process takes for its recogniser."""
+
+    loading: Stopwatch = field(default_factory=Stopwatch)
+    recognising: Stopwatch = field(default_factory=Stopwatch)
 
 
 # Recognises batches, in their order: the rows of each.
@@ -107,6 +129,7 @@ def run_set(
         Phi4MMError: the corpus or the recogniser cannot be loaded.
     """
     started = time.perf_counter()
+    clock = Clock()
     clips = select(source.open_clips(), options.limit, options.seed)
     batches = in_batches(clips, options.batch_size, windowed=source.streamed)
     with RowWriter(manifest) as writer:
@@ -115,31 +138,56 @@ def run_set(
         if isinstance(clips, list):
             total = len(clips)
             _check_same_corpus(writer, {clip.audio_filepath for clip in clips})
-        score = RunningScore(source.language, writer.rows)
+        with clock.loading:
+            score = RunningScore(source.language) if options.progress else None
         rows = list(writer.rows)
         written = set(done)
         pending = (batch for batch in batches if any(clip.audio_filepath not in done for clip in batch))
-        transcribe_all = transcribe_all or in_this_process(backend_factory, options.warmup)
-        with tqdm(total=total, initial=len(rows), unit="clip", disable=not options.progress) as bar:
-            bar.set_description(f"{source.path} {source.name} {source.split}".replace("  ", " "))
+        elsewhere = transcribe_all is not None
+        transcribe_all = transcribe_all or in_this_process(backend_factory, options.warmup, clock)
+        with _bar(source, total, score, writer.rows) as bar:
             for batch_rows in transcribe_all(pending):
-                for row in batch_rows:
-                    if row.audio_filepath not in written:
-                        writer.append(row)
-                        written.add(row.audio_filepath)
-                        rows.append(row)
-                        score.add(row)
-                        bar.update()
-                bar.set_postfix_str(score.summary())
+                new = [row for row in batch_rows if row.audio_filepath not in written]
+                for row in new:
+                    writer.append(row)
+                written.update(row.audio_filepath for row in new)
+                rows += new
+                bar(new)
     return RunSummary(
         num_rows=len(rows),
         num_kept=len(done),
         num_failed=sum(row.error is not None for row in rows),
         audio_seconds=sum(row.duration for row in rows if row.error is None),
         transcription_seconds=sum(row.time for row in rows if row.error is None),
-        wall_seconds=time.perf_counter() - started,
+        timing=Timing(
+            wall_seconds=round(time.perf_counter() - started, 3),
+            loading_seconds=None if elsewhere else round(clock.loading.seconds, 3),
+            recognising_seconds=None if elsewhere else round(clock.recognising.seconds, 3),
+        ),
         first_error=next((f"{row.audio_filepath}: {row.error}" for row in rows if row.error is not None), None),
     )
+
+
+@contextmanager
+def _bar(
+    source: Source, total: int | None, score: RunningScore | None, rows: list[Row]
+) -> Iterator[Callable[[list[Row]], None]]:
+    """A progress bar, to be called with each batch's rows. A thread scores them while the next batch is recognised."""
+    if score is None:
+        yield lambda new: None
+        return
+    with tqdm(total=total, initial=len(rows), unit="clip") as bar, ThreadPoolExecutor(max_workers=1) as scorer:
+        bar.set_description(f"{source.path} {source.name} {source.split}".replace("  ", " "))
+        summary = scorer.submit(score.after, rows)
+
+        def add(new: list[Row]) -> None:
+            nonlocal summary
+            bar.set_postfix_str(summary.result(), refresh=False)
+            bar.update(len(new))
+            summary = scorer.submit(score.after, new)
+
+        yield add
+        bar.set_postfix_str(summary.result())
 
 
 def select(clips: Iterable[Clip], limit: int | None, seed: int | None) -> Iterable[Clip]:
@@ -174,41 +222,44 @@ def in_batches(clips: Iterable[Clip], batch_size: int, *, windowed: bool = False
             yield part[start : start + batch_size]
 
 
-def in_this_process(backend_factory: Callable[[], Recogniser], warmup: int) -> TranscribeAll:
-    """Recognise batches one after another, here, while a thread reads the next one."""
+def in_this_process(backend_factory: Callable[[], Recogniser], warmup: int, clock: Clock) -> TranscribeAll:
+    """Recognise batches one after another, here, while a thread reads the next one, and the first while it loads."""
 
     def transcribe_all(batches: Iterable[list[Clip]]) -> Iterator[list[Row]]:
         batches = iter(batches)
         first = next(batches, None)
         if first is None:
             return
-        recogniser = backend_factory()
-        warm_up(recogniser, first, warmup)
-
-        def load_next() -> list[LoadedClip] | None:
-            batch = next(batches, None)
-            return None if batch is None else load_clips(batch, recogniser.sampling_rate)
-
-        loaded: list[LoadedClip] | None = load_clips(first, recogniser.sampling_rate)
         with ThreadPoolExecutor(max_workers=1) as reader:
+            with clock.loading:
+                from phi4mm.inputs.audio import SAMPLING_RATE  # here: two threads must not import torch at once
+
+                first_loaded = reader.submit(load_clips, first, SAMPLING_RATE)  # what most recognisers want
+                recogniser = backend_factory()
+            loaded: list[LoadedClip] | None = first_loaded.result()
+            if recogniser.sampling_rate != SAMPLING_RATE:
+                loaded = load_clips(first, recogniser.sampling_rate)
+            with clock.loading:
+                warm_up(recogniser, loaded or [], warmup)
+
+            def load_next() -> list[LoadedClip] | None:
+                batch = next(batches, None)
+                return None if batch is None else load_clips(batch, recogniser.sampling_rate)
+
             while loaded is not None:
                 upcoming = reader.submit(load_next)
-                yield recognise(recogniser, loaded)
+                with clock.recognising:
+                    rows = recognise(recogniser, loaded)
+                yield rows
                 loaded = upcoming.result()
 
     return transcribe_all
 
 
-def warm_up(recogniser: Recogniser, batch: list[Clip], times: int) -> None:
+def warm_up(recogniser: Recogniser, loaded: list[LoadedClip], times: int) -> None:
     """Recognise a batch without keeping anything, so that compilation and caches are not on the clock."""
-    loaded = load_clips(batch, recogniser.sampling_rate) if times else []
     for _ in range(times):
         recognise(recogniser, loaded)
-
-
-def transcribe_clips(recogniser: Recogniser, clips: list[Clip]) -> list[Row]:
-    """Rows of one batch, in order. A clip that cannot be read or recognised becomes a row with an error."""
-    return recognise(recogniser, load_clips(clips, recogniser.sampling_rate))
 
 
 @dataclass(frozen=True)

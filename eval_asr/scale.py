@@ -24,7 +24,7 @@ from eval_asr.backends import Recogniser
 from eval_asr.clips import Clip
 from eval_asr.errors import EvalError
 from eval_asr.results import Row
-from eval_asr.run import TranscribeAll, transcribe_clips, warm_up
+from eval_asr.run import TranscribeAll, load_clips, recognise, warm_up
 from phi4mm.errors import Phi4MMError
 
 # Ray restarts workers without end; a batch that has taken down this many is what is wrong, not the machines.
@@ -137,8 +137,8 @@ class _Worker:
                 self.recogniser = self.backend_factory()
             except Phi4MMError as error:
                 return _refusal(number, str(error))
-            warm_up(self.recogniser, batch, self.warmup)
-        rows = transcribe_clips(self.recogniser, batch)
+            warm_up(self.recogniser, load_clips(batch, self.recogniser.sampling_rate), self.warmup)
+        rows = recognise(self.recogniser, load_clips(batch, self.recogniser.sampling_rate))
         return {"batch": number, "rows": [row.to_json() for row in rows], "refused": ""}
 
 
@@ -169,7 +169,7 @@ def ray_cluster(address: str, workers: int, *, device: str = "auto") -> Iterator
     try:
         _knock(address)
         ray.init(address=address, include_dashboard=False if local else None, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # a plain one where a part of it does not start in time
         raise EvalError(f"--ray {address}: cannot be reached ({_last_line(error)}); start it, or give local") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:

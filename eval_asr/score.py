@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval_asr.errors import ScoringError
+from eval_asr.errors import ScoringError, ScoringWarning
 from eval_asr.results import Row, SetName, manifests, read_rows, read_settings, set_name
 from eval_asr.sources import language_of
 from eval_asr.statistics import bootstrap_interval
@@ -19,7 +19,7 @@ from eval_asr.statistics import bootstrap_interval
 if TYPE_CHECKING:
     from eval_asr.normalise import Rules
 
-LENGTH_EDGES = (0.0, 5.0, 10.0, 20.0, 30.0, float("inf"))  # seconds
+LENGTH_EDGES = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, float("inf"))  # seconds
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,12 @@ def score_folder(
         ResultsError: there are no results, or a line is wrong.
         ScoringError: the rules cannot be had, or a set has no rows that count.
     """
-    return [score_manifest(path, rules=rules, leaderboard=leaderboard, language=language) for path in manifests(folder)]
+    paths = manifests(folder)
+    begun = [path for path in paths if path.stat().st_size] or paths
+    for path in paths:
+        if path not in begun:
+            warnings.warn(f"{path.name}: has no rows yet; it is left out", ScoringWarning, stacklevel=2)
+    return [score_manifest(path, rules=rules, leaderboard=leaderboard, language=language) for path in begun]
 
 
 def score_manifest(
@@ -231,7 +236,11 @@ def join_chunks(rows: Sequence[Row]) -> list[Row]:
     for parent_id in sorted(recordings):
         chunks = sorted(recordings[parent_id], key=lambda row: row.chunk_index or 0)
         if [chunk.chunk_index for chunk in chunks] != list(range(len(chunks))):
-            warnings.warn(f"recording {parent_id!r} lacks chunks: its missing words count as deleted", stacklevel=2)
+            warnings.warn(
+                f"recording {parent_id!r} lacks chunks: its missing words count as deleted",
+                ScoringWarning,
+                stacklevel=2,
+            )
         errors = [f"chunk {chunk.chunk_index}: {chunk.error}" for chunk in chunks if chunk.error is not None]
         joined.append(
             Row(
@@ -269,7 +278,7 @@ def _character_error_rate(pairs: Sequence[tuple[str, str]]) -> float:
 
 
 def _by_length(rows: Sequence[ScoredRow]) -> tuple[LengthBucket, ...]:
-    """Errors of clips of 0 to 5 seconds, 5 to 10, and so on; buckets without clips are left out."""
+    """Errors of clips of 0 to 2 seconds, 2 to 5, and so on; buckets without clips are left out."""
     buckets = []
     for low, high in pairwise(LENGTH_EDGES):
         inside = [row for row in rows if low <= row.row.duration < high]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ import phi4mm
 from eval_asr.backends import BackendOptions
 from eval_asr.clips import Source
 from eval_asr.errors import ResultsError
-from eval_asr.results import RunSettings, Session, SetName, read_settings, write_settings
+from eval_asr.results import RunSettings, Session, SetName, Timing, read_settings, write_settings
 from eval_asr.run import RunOptions
 
 _PACKAGES = (
@@ -70,6 +71,19 @@ def prepare_settings(manifest: Path, source: Source, backend: BackendOptions, op
     )
 
 
+def record_timing(manifest: Path, timing: Timing) -> None:
+    """Write where its time went into the last session beside a manifest.
+
+    Raises:
+        ResultsError: the settings are gone, or cannot be written.
+    """
+    settings = read_settings(manifest)
+    if settings is None:
+        raise ResultsError(f"{manifest}: its .run.json is gone; its rows are whole: name another --out to run again")
+    *before, last = settings.sessions
+    write_settings(manifest, replace(settings, sessions=(*before, replace(last, timing=timing))))
+
+
 def this_session() -> Session:
     """This process, now."""
     return Session(
@@ -96,6 +110,7 @@ def _machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "accelerators": [],
     }
     if torch.cuda.is_available():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,19 +35,19 @@ def open_source(spec: str, *, streaming: bool = False, language: str | None = No
     """
     path = Path(spec)
     language = language or language_of(spec)
+    whole = Path(os.path.abspath(spec))  # names are as the user gave them: a link's, not those of what it leads to
     if path.is_file():
-        clips, folder = list(_manifest_clips(path)), path.resolve().parent
-        return _local_source(spec, folder, folder.name, path.stem, language, clips)
+        return _local_source(spec, whole.parent, whole.parent.name, path.stem, language, list(_manifest_clips(path)))
     if (path / "metadata.csv").is_file():
-        return _local_source(spec, path.resolve(), path.resolve().name, "all", language, list(_table_clips(path)))
+        return _local_source(spec, whole, whole.name, "all", language, list(_table_clips(path)))
     if path.is_dir():
-        clips, folder = list(_librispeech_clips(path)), path.resolve()
+        clips = list(_librispeech_clips(path))
         if not clips:
             raise SourceError(
                 f"{spec}: has neither a metadata.csv nor LibriSpeech's *.trans.txt; name a JSON-lines manifest, or add "
                 "a metadata.csv with the columns file_name and text"
             )
-        return _local_source(spec, folder, folder.parent.name, folder.name, language, clips)
+        return _local_source(spec, whole, whole.parent.name, whole.name, language, clips)
     if spec.count(":") == 2:
         return hub_source(spec, streaming=streaming, language=language)
     raise SourceError(f"{spec}: there is no such file or folder; for a data set of the hub write org/name:config:split")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -67,7 +68,7 @@ class BackendOptions:
         default = {"phi4mm": "bundled", "pocketsphinx": "en-us"}.get(self.backend, "")
         name = default if self.model is None else self.model
         if self.model is not None and Path(self.model).is_dir():
-            name = Path(self.model).resolve().name
+            name = os.path.basename(os.path.abspath(self.model))  # of a link: the link's
         return name if self.backend == "phi4mm" and self.model is not None else f"{self.backend}-{name}"
 
 

@@ -6,21 +6,22 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval_asr.files import written_whole
 from eval_asr.report import plots
 from eval_asr.report.alignment import Piece, align, commonest_errors
 from eval_asr.report.boards import boards
-from eval_asr.report.labels import models, set_labels
-from eval_asr.report.tables import mean_rows, set_rows
+from eval_asr.report.labels import address, in_order, models, set_labels
+from eval_asr.report.tables import audio_length, mean_rows, set_rows
 from eval_asr.results import RunSettings, SetName, manifests, read_settings, set_name
 from eval_asr.score import SetScore
 
@@ -42,9 +43,8 @@ def write_html(scores: Sequence[SetScore], path: Path, *, folder: Path) -> None:
         OSError: the page cannot be written.
     """
     page = render_html(scores, path.absolute().parent, _runs(folder))
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def _runs(folder: Path) -> dict[SetName, tuple[Path, RunSettings | None]]:
@@ -65,20 +65,19 @@ def render_html(
         beside: the absolute folder that the page will lie in.
         runs: set -> its manifest and settings, where known.
     """
+    scores = in_order(scores)
     labels = set_labels(scores)
     alignments = [
         align([row.reference for row in score.rows], [row.hypothesis for row in score.rows]) for score in scores
     ]
-    recognised = (
-        pieces
+    recognised = [
+        [pieces for row, pieces in zip(score.rows, of_set, strict=True) if row.row.error is None]
         for score, of_set in zip(scores, alignments, strict=True)
-        for row, pieces in zip(score.rows, of_set, strict=True)
-        if row.row.error is None
-    )
-    common = commonest_errors(recognised, _COMMONEST)
+    ]
     data = {
         "sets": labels,
-        "common": [{"piece": _encode(piece), "count": count} for piece, count in common],
+        "common": [_common(of_set) for of_set in recognised],
+        "commonOfAll": _common(chain.from_iterable(recognised)),
         "clips": [
             clip
             for index, (score, of_set) in enumerate(zip(scores, alignments, strict=True))
@@ -96,6 +95,7 @@ def render_html(
         rules=list(dict.fromkeys(score.rules for score in scores)),
         tiles=_tiles(scores),
         sets=set_rows(scores),
+        several=len(models(scores)) > 1,
         means=mean_rows(scores),
         pictures=[
             {"caption": caption, "svg": Markup(plots.to_svg(draw, scores, prefix))}
@@ -121,6 +121,10 @@ def render_html(
     )
 
 
+def _common(alignments: Iterable[Sequence[Piece]]) -> list[dict[str, Any]]:
+    return [{"piece": _encode(piece), "count": count} for piece, count in commonest_errors(alignments, _COMMONEST)]
+
+
 def _json_for_script(data: object) -> str:
     """JSON that cannot end the script element that it stands in, nor begin a comment or an entity."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
@@ -132,10 +136,11 @@ def _json_for_script(data: object) -> str:
 def _clips(
     index: int, score: SetScore, alignments: Sequence[Sequence[Piece]], roots: Sequence[Path], beside: Path
 ) -> list[dict[str, Any]]:
+    prefix = _common_folder([scored.row.audio_filepath for scored in score.rows])
     return [
         {
             "set": index,
-            "name": scored.row.audio_filepath,
+            "name": scored.row.audio_filepath.removeprefix(prefix),
             "audio": _audio_link(scored.row.audio_filepath, roots, beside),
             "duration": round(scored.row.duration, 3),
             "time": round(scored.row.time, 4),
@@ -152,6 +157,12 @@ def _clips(
         }
         for scored, pieces in zip(score.rows, alignments, strict=True)
     ]
+
+
+def _common_folder(names: Sequence[str]) -> str:
+    """The folder of absolute names, which a reader of the page need not see; empty where names are relative."""
+    folders = {os.path.dirname(name) for name in names}
+    return os.path.join(os.path.commonpath(folders), "") if all(map(os.path.isabs, folders)) else ""
 
 
 def _encode(piece: Piece) -> list[int | str]:
@@ -174,30 +185,24 @@ def _audio_link(name: str, roots: Sequence[Path], beside: Path) -> str | None:
     for root in roots:
         file = root.absolute() / name
         if file.is_file():
-            try:
-                return quote(Path(os.path.relpath(file, beside)).as_posix())
-            except ValueError:  # on another drive
-                return file.as_uri()
+            return address(file, beside)
     return None
 
 
 def _tiles(scores: Sequence[SetScore]) -> list[dict[str, str]]:
     names = models(scores)
-    num_sets = len({score.name.dataset for score in scores})
     failed = sum(score.num_failed for score in scores)
-    tiles = [{"value": row["wer"] + " %", "label": row["label"]} for row in mean_rows(scores)]
-    if not tiles:
-        tiles = [{"value": f"{score.wer:.2f} %", "label": f"WER, {score.name.model}"} for score in scores]
+    clips = {(score.name.dataset, row.row.audio_filepath): row.row for score in scores for row in score.rows}
+    num_sets = len({score.name.dataset for score in scores})
+    rates = [(row["wer"], f"WER, {row['label'].lower()}, {row['model']}") for row in mean_rows(scores)]
+    rates = rates or [(f"{score.wer:.2f}", f"WER, {score.name.model}") for score in scores]
     return [
-        *tiles,
+        *({"value": f"{rate} %", "label": label} for rate, label in rates),
         {"value": str(num_sets), "label": "set" if num_sets == 1 else "sets"},
-        {
-            "value": f"{sum(len(score.rows) for score in scores):,}",
-            "label": "clips" if len(names) == 1 else "clips, all models together",
-        },
-        {"value": f"{sum(score.duration for score in scores) / 3600:.2f} h", "label": "audio"},
+        {"value": f"{len(clips):,}", "label": "clips"},
+        {"value": audio_length(sum(row.duration for row in clips.values())), "label": "audio"},
         *([{"value": str(len(names)), "label": "models"}] if len(names) > 1 else []),
-        *([{"value": str(failed), "label": "clips failed"}] if failed else []),
+        *([{"value": f"{failed:,}", "label": "transcriptions failed"}] if failed else []),
     ]
 
 

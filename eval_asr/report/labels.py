@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 from eval_asr.report.published import leaderboard_set
 from eval_asr.score import SetScore
 
 
+def in_order(scores: Sequence[SetScore]) -> list[SetScore]:
+    """The models on a set side by side; sets and models in the order met."""
+    datasets = list(dict.fromkeys(score.name.dataset for score in scores))
+    return sorted(scores, key=lambda score: datasets.index(score.name.dataset))
+
+
 def set_labels(scores: Sequence[SetScore], joint: str = " · ") -> list[str]:
-    """One label a score: the set's short name, longer where two sets would share it; with the model where several ran.
+    """One label a score: the set's name, with the model where several ran.
 
     >>> set_labels([])
     []
     """
+    names = set_names(scores)
+    if len(models(scores)) == 1:
+        return names
+    return [f"{name}{joint}{score.name.model}" for name, score in zip(names, scores, strict=True)]
+
+
+def set_names(scores: Sequence[SetScore]) -> list[str]:
+    """The set of each score: its short name, longer where two sets would share it."""
     short = [_short(score) for score in scores]
     datasets: dict[str, set[str]] = {}
     for label, score in zip(short, scores, strict=True):
         datasets.setdefault(label, set()).add(score.name.dataset)
-    labels = [
+    return [
         label if len(datasets[label]) == 1 else score.name.dataset for label, score in zip(short, scores, strict=True)
     ]
-    if len(models(scores)) == 1:
-        return labels
-    return [f"{label}{joint}{score.name.model}" for label, score in zip(labels, scores, strict=True)]
+
+
+def address(file: Path, folder: Path) -> str:
+    """What a page in ``folder`` calls a file: relative to it, so that both can move together."""
+    try:
+        return quote(Path(os.path.relpath(file, folder)).as_posix())
+    except ValueError:  # on another drive
+        return file.absolute().as_uri()
 
 
 def models(scores: Sequence[SetScore]) -> list[str]:

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
 
+from eval_asr.files import written_whole
 from eval_asr.report.boards import boards
+from eval_asr.report.labels import address, in_order
 from eval_asr.report.tables import mean_rows, set_rows
 from eval_asr.score import SetScore
 
 _SETS = (
-    ("Set", "label"), ("WER, %", "wer"), ("95 % interval", "interval"), ("CER, %", "cer"), ("Sub.", "substitutions"),
-    ("Del.", "deletions"), ("Ins.", "insertions"), ("Words", "words"), ("Clips", "clips"), ("Failed", "failed"),
-    ("Audio", "audio"), ("RTFx", "rtfx"),
+    ("Set", "set"), ("Model", "model"), ("WER, %", "wer"), ("95 % interval", "interval"), ("CER, %", "cer"),
+    ("Sub.", "substitutions"), ("Del.", "deletions"), ("Ins.", "insertions"), ("Words", "words"), ("Clips", "clips"),
+    ("Failed", "failed"), ("Audio", "audio"), ("RTFx", "rtfx"),
 )  # fmt: skip
 
+_LEGEND = (
+    "WER, CER: word and character error rate. Sub., Del., Ins.: words substituted, deleted and inserted. RTFx: seconds "
+    "of audio transcribed in a second."
+)
 
-def to_markdown(scores: Sequence[SetScore], *, picture: str | None = None, published: bool = True) -> str:
-    """A table of the sets, and one of the published figures, for a README.
+
+def to_markdown(scores: Sequence[SetScore], *, picture: str | None = None) -> str:
+    """A table of the sets for a README, and the published figures where they are of one of these sets.
 
     Args:
         scores: of the sets to show, at least one.
-        picture: address of a picture to show under the table.
-        published: whether to add the published figures.
+        picture: address (quoted, as in a link) of a picture to show under the table.
     """
-    blocks = [_table([title for title, _ in _SETS], [[row[key] for _, key in _SETS] for row in set_rows(scores)])]
-    lines = [f"{_escape(row['label'])}: {row['wer']} %, RTFx {row['rtfx']}." for row in mean_rows(scores)]
+    scores = in_order(scores)
+    header, keys = [title for title, _ in _SETS], [key for _, key in _SETS]
+    blocks = [_table(header, [[row[key] for key in keys] for row in set_rows(scores)], names=2)]
+    means = mean_rows(scores)
+    if means:
+        keys = ["model", "label", "wer", "rtfx"]
+        rows = [[row[key] for key in keys] for row in means]
+        blocks.append(_table(["Model", "Over", "WER, %", "RTFx"], rows, names=2))
+    lines = [_LEGEND]
     lines.append(f"Scoring rules: {_escape('; '.join(dict.fromkeys(score.rules for score in scores)))}.")
     blocks.append("\n".join(lines))
     if picture is not None:
-        blocks.append(f"![Word error rate by set]({quote(picture)})")
-    for board in boards(scores) if published else ():
+        blocks.append(f"![Word error rate by set]({picture})")
+    for board in boards(scores):
+        if not any(row.ours for row in board.rows):
+            continue
         header = ["System", "Mean", *board.columns, "RTFx", "Date", "Scoring rules", "Source"]
         rows = [
             [row.system, row.mean, *row.values, row.rtfx, row.date, row.rules, str(row.reference or "")]
@@ -43,17 +56,19 @@ def to_markdown(scores: Sequence[SetScore], *, picture: str | None = None, publi
     return "\n\n".join(blocks) + "\n"
 
 
-def write_markdown(
-    scores: Sequence[SetScore], path: Path, *, picture: str | None = None, published: bool = True
-) -> None:
-    """Write it; whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(to_markdown(scores, picture=picture, published=published), encoding="utf-8")
-    os.replace(partial, path)
+def write_markdown(scores: Sequence[SetScore], path: Path, *, picture: Path | None = None) -> None:
+    """Write it; whole or not at all. The picture's address is relative to the markdown's folder."""
+    link = None if picture is None else address(picture, path.parent)
+    with written_whole(path) as partial:
+        partial.write_text(to_markdown(scores, picture=link), encoding="utf-8")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *([_escape(cell) for cell in row] for row in rows)]
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    lines = [
+        header,
+        ["---"] * names + ["---:"] * (len(header) - names),
+        *([_escape(cell) for cell in row] for row in rows),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

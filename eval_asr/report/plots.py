@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval_asr.report.labels import models, set_labels
+from eval_asr.files import written_whole
+from eval_asr.report.labels import in_order, models, set_labels
 from eval_asr.report.published import PHI4, PUBLISHED, leaderboard_set
 from eval_asr.score import Errors, LengthBucket, SetScore
 
@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
 
 def wer_by_set(scores: Sequence[SetScore]) -> Figure:
     """Bars with their 95 % intervals; a diamond marks the published Phi-4-multimodal where it is of the same set."""
-    scores = _by_set(scores)
+    scores = in_order(scores)
     figure, axes = _horizontal(scores, "word error rate, %, and 95 % interval")
     names = models(scores)
     colours = {name: _SERIES[index % len(_SERIES)] for index, name in enumerate(names)}
@@ -63,7 +63,7 @@ def wer_by_set(scores: Sequence[SetScore]) -> Figure:
         label = "Phi-4-multimodal, published"
         axes.plot(rates, places, "D", markersize=7, color="white", markeredgecolor=_EDGE, label=label)
         figure.legend(frameon=False, fontsize=10, loc="outside upper right")
-    axes.margins(x=0.18)
+    axes.margins(x=0.22)
     axes.set_xlim(left=0)
     return figure
 
@@ -99,10 +99,7 @@ def wer_by_length(scores: Sequence[SetScore]) -> Figure:
             marker=_MARKERS[index],
             label=label,
         )
-    counts = [
-        sum(bucket.num_clips for _, buckets in series for bucket in buckets if (bucket.low, bucket.high) == edge)
-        for edge in edges
-    ]
+    counts = [_clips_between(scores, *edge) for edge in edges]
     axes.set_xticks(
         range(len(edges)),
         [f"{_seconds(low, high)}\n{count}" for (low, high), count in zip(edges, counts, strict=True)],
@@ -114,6 +111,14 @@ def wer_by_length(scores: Sequence[SetScore]) -> Figure:
     if len(series) > 1:
         figure.legend(frameon=False, fontsize=10, loc="outside upper left", ncols=2 if len(names) == 1 else 1)
     return figure
+
+
+def _clips_between(scores: Sequence[SetScore], low: float, high: float) -> int:
+    """Clips of this length, each once however many models heard it."""
+    return len(
+        {(score.name.dataset, row.row.audio_filepath) for score in scores for row in score.rows
+         if low <= row.row.duration < high}
+    )  # fmt: skip
 
 
 def _pooled(scores: Sequence[SetScore]) -> list[LengthBucket]:
@@ -131,7 +136,7 @@ def _seconds(low: float, high: float) -> str:
 
 def error_kinds(scores: Sequence[SetScore]) -> Figure:
     """Substitutions, deletions and insertions, each in percent of the words of the reference."""
-    scores = _by_set(scores)
+    scores = in_order(scores)
     figure, axes = _horizontal(scores, "% of the reference's words")
     for place, score in enumerate(scores):
         left = 0.0
@@ -142,12 +147,6 @@ def error_kinds(scores: Sequence[SetScore]) -> Figure:
             left += share
     figure.legend(frameon=False, fontsize=10, ncols=3, loc="outside upper right", handlelength=1.2, columnspacing=1.0)
     return figure
-
-
-def _by_set(scores: Sequence[SetScore]) -> list[SetScore]:
-    """The models' bars of a set side by side."""
-    datasets = list(dict.fromkeys(score.name.dataset for score in scores))
-    return sorted(scores, key=lambda score: datasets.index(score.name.dataset))
 
 
 def _horizontal(scores: Sequence[SetScore], measure: str) -> tuple[Figure, Axes]:
@@ -185,7 +184,5 @@ def to_svg(draw: Callable[[Sequence[SetScore]], Figure], scores: Sequence[SetSco
 
 def write_picture(scores: Sequence[SetScore], path: Path) -> None:
     """Write the word error rate by set, for a README; the file's ending gives the format (.png, .svg)."""
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), written_whole(path) as partial:
         wer_by_set(scores).savefig(partial, dpi=150, facecolor="white")
-    os.replace(partial, path)

@@ -54,7 +54,21 @@
     const sort = sorts[$("sort").value];
     shown.sort((a, b) => sort(a, b) || a.order - b.order);
     page = 0;
+    drawCommon(set === "" ? data.commonOfAll : data.common[Number(set)]);
     draw();
+  };
+
+  const drawCommon = (common) => {
+    $("common").replaceChildren(...common.map(({ piece, count }) => {
+      const item = make("li");
+      const button = make("button");
+      button.type = "button";
+      button.append(pieceElement(piece));
+      button.addEventListener("click", () => { pair = piece; choose(); $("list").scrollIntoView({ block: "start" }); });
+      item.append(make("span", "count", `${count} ×`), button);
+      return item;
+    }));
+    if (!common.length) $("common").append(make("li", "quiet", "none"));
   };
 
   const pieceElement = ([kind, said, heard]) => {
@@ -139,14 +153,5 @@
   $("search").addEventListener("input", choose);
   $("pair").addEventListener("click", () => { pair = null; choose(); });
 
-  for (const { piece, count } of data.common) {
-    const item = make("li");
-    const button = make("button");
-    button.type = "button";
-    button.append(pieceElement(piece));
-    button.addEventListener("click", () => { pair = piece; choose(); $("list").scrollIntoView({ block: "start" }); });
-    item.append(make("span", "count", `${count} ×`), button);
-    $("common").append(item);
-  }
   choose();
 })();

@@ -27,6 +27,8 @@ def test_labels(tmp_path: Path) -> None:
     assert BackendOptions().label == "phi4mm-bundled"
     assert BackendOptions(model=str(tmp_path / "mine")).label == "mine"
     assert BackendOptions(model="microsoft/Phi-4-multimodal-instruct").label == "microsoft/Phi-4-multimodal-instruct"
+    (tmp_path / "whisper-tiny.en").symlink_to(tmp_path / "mine")
+    assert BackendOptions(model=str(tmp_path / "whisper-tiny.en")).label == "whisper-tiny.en"
     assert BackendOptions("transformers", str(tmp_path / "mine")).label == "transformers-mine"
     assert BackendOptions("faster-whisper", "tiny.en").label == "faster-whisper-tiny.en"
 

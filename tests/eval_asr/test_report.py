@@ -17,9 +17,9 @@ pytest.importorskip("matplotlib", reason="pip install 'phi4mm[eval]'")
 
 from eval_asr.__main__ import main
 from eval_asr.normalise import rules_for
-from eval_asr.report import plots, to_markdown, write_html, write_picture
+from eval_asr.report import html, plots, to_markdown, write_html, write_picture
 from eval_asr.report.alignment import Piece, align, commonest_errors
-from eval_asr.report.labels import set_labels
+from eval_asr.report.labels import in_order, set_labels
 from eval_asr.report.published import ENGLISH, MULTILINGUAL, PUBLISHED, PUBLISHED_MULTILINGUAL, leaderboard_set
 from eval_asr.results import Row, SetName
 from eval_asr.score import SetScore, score_rows
@@ -187,13 +187,73 @@ def test_labels_tell_sets_and_models_apart() -> None:
 
 
 def test_markdown_is_a_table_whatever_the_names() -> None:
-    text = to_markdown([score(path="a|b*c")], picture="my picture.png")
+    text = to_markdown([score(path="a|b*c")], picture="my%20picture.png")
     table = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
-    assert "a\\|b\\*c test" in text
+    assert "| a\\|b\\*c test | m\\<i\\> |" in text
     assert "![Word error rate by set](my%20picture.png)" in text
-    first = [line for line in table if line.count("|") == table[0].count("|")]
-    assert len(first) == 3
-    assert "Phi-4-multimodal-instruct" not in to_markdown([score()], published=False)
+    assert len(table) == 3
+    assert {line.count("|") for line in table} == {14}
+    assert "Phi-4-multimodal-instruct" not in text
+    assert "Phi-4-multimodal-instruct" in to_markdown([score(path=LEADERBOARD, name="ami")])
+
+
+@pytest.mark.parametrize(
+    ("markdown", "picture", "link"),
+    [
+        ("table.md", "wer.png", "wer.png"),
+        ("table.md", "docs/my wer.png", "docs/my%20wer.png"),
+        ("docs/table.md", "pictures/wer.png", "../pictures/wer.png"),
+        ("docs/table.md", "{here}/wer.png", "../wer.png"),
+        ("{here}/docs/../table.md", "docs/wer.png", "docs/wer.png"),
+    ],
+)
+def test_pictures_link_leads_from_the_markdown_to_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, markdown: str, picture: str, link: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("docs", "pictures"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / SetName("m", "corpus", "", "test").file_name).write_text(ROWS[0].to_json() + "\n", "utf-8")
+    markdown, picture = (name.format(here=tmp_path) for name in (markdown, picture))
+    assert main(["report", ".", "--markdown", markdown, "--picture", picture]) == 0
+    text = Path(markdown).read_text("utf-8")
+    assert f"![Word error rate by set]({link})" in text
+    assert (Path(markdown).parent / unquote(link)).samefile(picture)
+
+
+def test_clips_and_audio_are_counted_once_for_all_models() -> None:
+    scores = [score("m"), score("n"), score("n", path="other")]
+    tiles = {tile["label"]: tile["value"] for tile in html._tiles(scores)}
+    seconds = 2 * sum(row.duration for row in ROWS)
+    assert (tiles["clips"], tiles["sets"], tiles["models"]) == ("10", "2", "2")
+    assert tiles["audio"] == f"{seconds:.1f} s"
+    assert set(tiles) >= {"WER, one set only, m", "WER, mean of 2 sets, n"}
+    axes = plots.wer_by_length(scores).axes[0]
+    counted = [int(label.get_text().split("\n")[1]) for label in axes.get_xticklabels()]
+    assert sum(counted) == 10
+
+
+def test_a_sets_models_stand_together() -> None:
+    scores = in_order([score("m"), score("m", path="other"), score("n"), score("n", path="other")])
+    assert set_labels(scores) == ["corpus test · m", "corpus test · n", "other test · m", "other test · n"]
+
+
+def test_folders_of_this_machine_stay_out_of_the_clips_names(tmp_path: Path) -> None:
+    """Names in a manifest may be absolute; what they have in common says nothing to a reader."""
+    rows = [Row(str(tmp_path / name), 1.0, 0.1, "a", "a") for name in ("x/1.wav", "y/2.wav")]
+    absolute = score_rows(rows, SetName("m", "d", "", "test"), rules_for("classic", "en", None))
+    text = html.render_html([absolute], tmp_path, {})
+    assert [clip["name"] for clip in Page(text).data["clips"]] == ["x/1.wav", "y/2.wav"]
+    assert str(tmp_path) not in text
+
+
+def test_commonest_errors_are_those_of_the_chosen_set(page: Page) -> None:
+    data = page.data
+    assert len(data["common"]) == len(data["sets"]) == 4
+    counts = [{str(item["piece"]): item["count"] for item in common} for common in data["common"]]
+    assert counts[0]["[1, 'sat', 'sit']"] == 1
+    whole = {str(item["piece"]): item["count"] for item in data["commonOfAll"]}
+    assert whole["[1, 'sat', 'sit']"] == 4
 
 
 def test_command_writes_page_markdown_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import multiprocessing
 import random
@@ -13,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tqdm import tqdm
 
@@ -20,9 +23,10 @@ from eval_asr.__main__ import main
 from eval_asr.backends import BackendOptions
 from eval_asr.clips import Clip
 from eval_asr.errors import ResultsError
-from eval_asr.results import Row, RowWriter, locked, read_rows, read_settings
+from eval_asr.progress import RunningScore
+from eval_asr.results import Row, RowWriter, Timing, locked, read_rows, read_settings
 from eval_asr.run import RunOptions, RunSummary, in_batches, run_set, select
-from eval_asr.settings import prepare_settings
+from eval_asr.settings import prepare_settings, record_timing
 from eval_asr.sources import open_source
 from phi4mm.api import Phi4MM
 from phi4mm.checkpoint import save_checkpoint
@@ -86,14 +90,83 @@ def test_time_is_shared_and_counts_transcription_alone(corpus: Path, tmp_path: P
     assert summary.transcription_seconds == pytest.approx(sum(row.time for row in rows))
 
 
+def test_where_a_runs_time_goes(corpus: Path, tmp_path: Path) -> None:
+    """Loading and warm-up apart; the rest is recognising, or the harness's own."""
+    recogniser = ToneRecogniser(seconds=0.05)
+
+    def load_slowly() -> ToneRecogniser:
+        time.sleep(0.3)
+        return recogniser
+
+    manifest = tmp_path / "rows.jsonl"
+    timing = run_set(load_slowly, open_source(str(corpus)), manifest, replace(OPTIONS, warmup=2)).timing
+    assert timing.loading_seconds is not None
+    assert timing.recognising_seconds is not None
+    assert timing.loading_seconds >= 0.3 + 2 * 0.05
+    assert timing.recognising_seconds >= 4 * 0.05
+    assert timing.loading_seconds + timing.recognising_seconds <= timing.wall_seconds + 0.002
+    assert Timing(10.0, 6.0, 3.0).overhead == 0.25
+    assert Timing(10.0, 6.0, 3.0).sentence().endswith("overhead 25.0 % of the time after loading")
+    assert Timing(10.0, None, None).overhead is None  # on workers elsewhere
+    assert run_set(load_slowly, open_source(str(corpus)), manifest, OPTIONS).timing.overhead is None  # nothing to do
+    assert recogniser.batches == [3] * 6
+
+
+def test_the_next_batch_is_read_while_one_is_recognised(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recogniser will not give out its first batch before a clip of the second one was read."""
+    load, reads, second = Clip.load, itertools.count(1), threading.Event()
+
+    def watched_load(clip: Clip, rate: int) -> Any:
+        if next(reads) > OPTIONS.batch_size:
+            second.set()
+        return load(clip, rate)
+
+    class Waiting(ToneRecogniser):
+        def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+            assert second.wait(60)
+            return super().transcribe(clips)
+
+    monkeypatch.setattr(Clip, "load", watched_load)
+    assert run(corpus, tmp_path / "out", Waiting()).num_failed == 0
+
+
+def test_clips_come_at_the_recognisers_own_rate(corpus: Path, tmp_path: Path) -> None:
+    class Low(ToneRecogniser):
+        sampling_rate = 8000
+
+        def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+            return [str(len(clip)) for clip in clips]
+
+    run(corpus, tmp_path / "out", Low())
+    for row in read_rows(tmp_path / "out" / NAME):
+        assert int(row.pred_text) == pytest.approx(8000 * row.duration, abs=1)
+
+
+def test_progress_says_how_things_stand(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run(corpus, tmp_path / "out", options=replace(OPTIONS, progress=True))
+    shown = capsys.readouterr().err
+    assert "12/12" in shown
+    running = RunningScore("en").after(read_rows(tmp_path / "out" / NAME))
+    assert shown.rstrip().endswith(f"{running}]")
+    assert summary.num_rows == 12
+
+
 def test_killed_at_ten_moments(tmp_path: Path) -> None:
+    """Moments are drawn in bytes written, and some milliseconds more, so that a busy machine changes nothing."""
     corpus = write_corpus(tmp_path / "corpus", 120)
     run(corpus, tmp_path / "alone")
     out = tmp_path / "out"
     moments = random.Random(1)
+    size = 0
     for _ in range(10):
-        process = child(run, corpus, out, ToneRecogniser(seconds=0.02))
-        time.sleep(moments.uniform(0.02, 0.16))
+        process = child(run, corpus, out, ToneRecogniser(seconds=0.05))
+        wanted = size + moments.randrange(700)
+        while size < wanted and process.is_alive():
+            time.sleep(0.001)
+            size = (out / NAME).stat().st_size if (out / NAME).exists() else 0
+        time.sleep(moments.uniform(0, 0.05))
         process.kill()
         process.join()
         assert process.exitcode == -9  # killed in the middle, not done
@@ -147,6 +220,24 @@ def test_full_disk(corpus: Path, tmp_path: Path) -> None:
     run(corpus, tmp_path / "out")
     run(corpus, tmp_path / "alone")
     assert untimed(tmp_path / "out" / NAME) == untimed(tmp_path / "alone" / NAME)
+
+
+def test_settings_that_cannot_be_written_leave_the_old_ones(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / NAME
+    prepare_settings(manifest, open_source(str(corpus)), BackendOptions(), OPTIONS)
+    before = read_settings(manifest)
+
+    def full_disk(path: Path, text: str, *_: object) -> int:
+        path.write_bytes(text.encode()[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(ResultsError, match=r"run\.json: cannot be written \(No space left on device\); make room"):
+        record_timing(manifest, Timing(1.0, 0.5, 0.4))
+    assert read_settings(manifest) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["corpus", NAME.replace(".jsonl", ".run.json")])
 
 
 def test_clips_that_cannot_be_read_or_recognised(corpus: Path, tmp_path: Path) -> None:
@@ -255,7 +346,13 @@ def test_command_line_on_a_real_model(
     out = tmp_path / "out"
     command = ["run", "--model", str(tmp_path / "tiny"), "--data", str(corpus), "--out", str(out), "--limit", "5"]
     assert main([*command, "--batch-size", "2", "--max-new-tokens", "6", "--warmup", "0", "--quiet"]) == 0
-    assert "5 rows, RTFx" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "5 rows, RTFx" in printed
+    settings = read_settings(out / "MODEL_tiny_DATASET_corpus__test.jsonl")
+    assert settings is not None
+    timing = settings.sessions[0].timing
+    assert timing is not None
+    assert timing.sentence() in printed
     rows = read_rows(out / "MODEL_tiny_DATASET_corpus__test.jsonl")
     assert sorted(row.audio_filepath for row in rows) == [f"clip{index}.wav" for index in range(5)]
     model = Phi4MM(tiny_model, tokenizer_file)

@@ -144,8 +144,7 @@ def test_a_number_beyond_python_stops_a_score_but_not_a_run(tmp_path: Path) -> N
     huge = "9" * 5000
     with pytest.raises(ScoringError, match="clip0: the normaliser fails on '9999"):
         classic([("a", huge)])
-    running = RunningScore("en", rows_of([("a b", huge), ("a b", "a x")]))
-    assert running.summary() == "WER 50.00 %"
+    assert RunningScore("en").after(rows_of([("a b", huge), ("a b", "a x")])) == "WER 50.00 %"
 
 
 def test_names() -> None:
@@ -179,7 +178,7 @@ def test_by_length() -> None:
     rows = [Row(str(seconds), float(seconds), 1.0, "a b", "a x") for seconds in (1, 4.9, 5, 12, 30, 200)]
     buckets = score_rows(rows, NAME, rules_for("classic", "en", None)).by_length
     assert [(bucket.low, bucket.high, bucket.num_clips) for bucket in buckets] == [
-        (0, 5, 2), (5, 10, 1), (10, 20, 1), (30, float("inf"), 2),
+        (0, 2, 1), (2, 5, 1), (5, 10, 1), (10, 20, 1), (30, float("inf"), 2),
     ]  # fmt: skip
     assert {bucket.errors.wer for bucket in buckets} == {0.5}
 
@@ -249,6 +248,15 @@ def test_an_old_clone_and_one_that_needs_a_package(tmp_path: Path) -> None:
     (lacking / "normalizer" / "data_utils.py").write_text("import no_such_package\n")
     with pytest.raises(ScoringError, match="pip install no_such_package"):
         rules_for("2026", "en", lacking)
+
+
+def test_a_set_without_rows_yet_is_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "MODEL_m_DATASET_d__test.jsonl", rows_of([("a", "a")]))
+    write(tmp_path, "MODEL_m_DATASET_e__test.jsonl", [])
+    assert main(["score", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    assert "mean of 1" in output.out
+    assert output.err == "eval_asr: MODEL_m_DATASET_e__test.jsonl: has no rows yet; it is left out\n"
 
 
 def test_wrong_results_are_named(tmp_path: Path) -> None:

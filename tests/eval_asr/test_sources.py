@@ -63,6 +63,18 @@ def test_bad_manifest_lines_are_named(tmp_path: Path, line: str, words: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_linked_manifest_goes_by_its_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its relative names are read from the link's folder, and that is what the results say."""
+    manifest = write_corpus(tmp_path / "corpus", 2)
+    (tmp_path / "elsewhere").mkdir()
+    manifest.rename(tmp_path / "elsewhere" / "lists.jsonl")
+    manifest.symlink_to(tmp_path / "elsewhere" / "lists.jsonl")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    source = open_source("../corpus/test.jsonl")
+    assert (source.path, source.split, source.audio_root) == ("corpus", "test", tmp_path / "corpus")
+    assert clips_of(source)[0].load(RATE)[1] > 0
+
+
 def test_chunks_come_with_their_recording(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path / "corpus", 1)
     values = json.loads(manifest.read_text("utf-8")) | {"parent_id": 7, "chunk_index": 0}
