@@ -7,6 +7,8 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -81,9 +83,28 @@ def test_ours_is_phi4mm(tiny_model: Phi4MMModel, tokenizer_file: Path, tmp_path:
     recogniser = load_recogniser(BackendOptions(model=str(folder), device="cpu", prompt="Write.", max_new_tokens=5))
     model = Phi4MM(tiny_model, tokenizer_file)
     expected = [
-        model.transcribe((clip, 16000), prompt="Write.", max_new_tokens=5).text for clip in (NOISE, NOISE[:9000])
+        model.transcribe_batch([(clip, 16000)], prompt="Write.", max_new_tokens=5)[0].text
+        for clip in (NOISE, NOISE[:9000])
     ]
     assert recogniser.transcribe([NOISE, NOISE[:9000]]) == expected
+
+
+def test_recordings_too_long_to_be_heard_whole_are_cut() -> None:
+    """In their places among the short clips; alone too."""
+    from eval_asr.backends.phi4mm import Phi4MMRecogniser
+
+    class Model:
+        def transcribe_batch(self, audios: list[Any], **options: Any) -> list[Any]:
+            return [SimpleNamespace(text=f"whole {len(samples)}") for samples, _ in audios]
+
+        def transcribe(self, audio: Any, **options: Any) -> Any:
+            assert options == {"prompt": "Write.", "max_new_tokens": 5}
+            return SimpleNamespace(text=f"cut {len(audio[0])}")
+
+    recogniser = Phi4MMRecogniser(cast(Phi4MM, Model()), BackendOptions(prompt="Write.", max_new_tokens=5))
+    short, long = np.zeros(640_000, np.float32), np.zeros(640_001, np.float32)
+    assert recogniser.transcribe([long, short, long]) == ["cut 640001", "whole 640000", "cut 640001"]
+    assert recogniser.transcribe([long]) == ["cut 640001"]
 
 
 def clip_of_a_word(data_folder: Path) -> tuple[str, np.ndarray]:

@@ -341,7 +341,7 @@ def test_rows_survive_their_json(tmp_path: Path) -> None:
 def test_command_line_on_a_real_model(
     corpus: Path, tmp_path: Path, tiny_model: Phi4MMModel, tokenizer_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows are what ``Phi4MM.transcribe`` says, clip by clip."""
+    """Rows are what ``Phi4MM.transcribe_batch`` says of each clip alone."""
     save_checkpoint(tiny_model, tmp_path / "tiny", tokenizer_file=tokenizer_file)
     out = tmp_path / "out"
     command = ["run", "--model", str(tmp_path / "tiny"), "--data", str(corpus), "--out", str(out), "--limit", "5"]
@@ -358,9 +358,8 @@ def test_command_line_on_a_real_model(
     model = Phi4MM(tiny_model, tokenizer_file)
     for row in rows:
         assert row.error is None
-        alone = model.transcribe(
-            corpus.parent / row.audio_filepath, prompt="Transcribe the audio clip into text.", max_new_tokens=6
-        )
+        clip = corpus.parent / row.audio_filepath
+        [alone] = model.transcribe_batch([clip], prompt="Transcribe the audio clip into text.", max_new_tokens=6)
         assert row.pred_text == alone.text
     assert main(["score", str(out)]) == 0
     table = capsys.readouterr().out
