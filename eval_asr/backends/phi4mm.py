@@ -8,8 +8,7 @@ from eval_asr.backends import DEFAULT_PROMPT, BackendOptions, Recogniser
 from phi4mm.api import Phi4MM
 from phi4mm.inputs.audio import SAMPLING_RATE
 
-
-# Seconds that Phi-4-multimodal's encoder hears at once. The leaderboard's clips are shorter, and it hands them over whole.
+# Seconds that the encoder hears at once. The leaderboard's clips are shorter, and it hands them over whole.
 LONGEST_CLIP = 40.0
 
 
