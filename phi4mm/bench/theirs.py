@@ -44,6 +44,7 @@ class Theirs:
         self.port = PeftModel.from_pretrained(base, folder / "vision-lora", adapter_name="vision")
         self.port.load_adapter(folder / "speech-lora", adapter_name="speech")
         self.port.eval().requires_grad_(False)
+        self.causal_lm: Any = self.port.base_model.model  # with peft's layers in it
         base.generation_config.pad_token_id = self.config.backbone.pad_token_id
         base.generation_config.eos_token_id = list(self.config.backbone.stop_token_ids)
         self.dtype = base.dtype
@@ -61,7 +62,7 @@ class Theirs:
         row = self._rows("audio")[0]
         inputs = self._inputs([row])
         place = torch.tensor([row.token_ids])
-        self.port.base_model.model.model.embed_tokens_extend.audio_embed(
+        self.causal_lm.model.embed_tokens_extend.audio_embed(
             place,
             torch.zeros(*place.shape, self.config.backbone.hidden_size, dtype=self.dtype),
             audio_input_features=inputs["audio_input_features"],
@@ -75,7 +76,7 @@ class Theirs:
         row = self._rows("image")[0]
         inputs = self._inputs([row])
         place = torch.tensor([row.token_ids])
-        self.port.base_model.model.model.embed_tokens_extend.image_embed(
+        self.causal_lm.model.embed_tokens_extend.image_embed(
             place,
             torch.zeros(*place.shape, self.config.backbone.hidden_size, dtype=self.dtype),
             image_pixel_values=inputs["image_pixel_values"],
@@ -138,4 +139,4 @@ class Theirs:
         if adapter is not None:
             self.port.set_adapter(adapter)
         with self.port.disable_adapter() if adapter is None else nullcontext():
-            self.port.base_model.model.generate(**inputs, min_new_tokens=least, max_new_tokens=most, do_sample=False)
+            self.causal_lm.generate(**inputs, min_new_tokens=least, max_new_tokens=most, do_sample=False)
