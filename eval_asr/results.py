@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eval_asr.errors import ResultsError
-from eval_asr.files import written_whole
+from phi4mm.files import written_whole
 
 LOCK_NAME = ".eval_asr.lock"
 

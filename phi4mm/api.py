@@ -125,8 +125,6 @@ class Phi4MM:
         Raises:
             BatchError: some requests are bad; its ``results`` hold the replies to the others.
         """
-        if batch_size < 1:
-            raise PromptError(f"batch_size is {batch_size}; expected 1 or more")
         jobs = [partial(self._prepare, request) for request in requests]
         return _all_or_errors(self._answer(jobs, batch_size=batch_size))
 

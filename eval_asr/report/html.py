@@ -16,7 +16,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval_asr.files import written_whole
 from eval_asr.report import plots
 from eval_asr.report.alignment import Piece, align, commonest_errors
 from eval_asr.report.boards import boards
@@ -24,6 +23,7 @@ from eval_asr.report.labels import address, in_order, models, set_labels
 from eval_asr.report.tables import audio_length, mean_rows, set_rows
 from eval_asr.results import RunSettings, SetName, manifests, read_settings, set_name
 from eval_asr.score import SetScore
+from phi4mm.files import written_whole
 
 _HERE = Path(__file__).parent
 _KINDS = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}  # as report.js numbers them

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval_asr.files import written_whole
 from eval_asr.report.boards import boards
 from eval_asr.report.labels import address, in_order
 from eval_asr.report.tables import mean_rows, set_rows
 from eval_asr.score import SetScore
+from phi4mm.files import written_whole
 
 _SETS = (
     ("Set", "set"), ("Model", "model"), ("WER, %", "wer"), ("95 % interval", "interval"), ("CER, %", "cer"),

@@ -17,10 +17,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval_asr.files import written_whole
 from eval_asr.report.labels import in_order, models, set_labels
 from eval_asr.report.published import PHI4, PUBLISHED, leaderboard_set
 from eval_asr.score import Errors, LengthBucket, SetScore
+from phi4mm.files import written_whole
 
 _WIDTH = 4.8  # inches; small, so that letters stay readable on a phone
 _INK = "#010203"  # stands for the page's text colour until the SVG is put into the page

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from phi4mm.files import written_whole
 from phi4mm.types import Segment, Transcript
 
 
@@ -35,15 +34,8 @@ class Writer(ABC):
     def write(self, transcript: Transcript, path: Path) -> None:
         """Write a file whole or not at all; its folder is made."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(self.render(transcript).encode("utf-8"))
-                file.close()
-                os.chmod(file.name, 0o666 & ~_umask())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with written_whole(path) as part:
+            part.write_bytes(self.render(transcript).encode("utf-8"))
 
 
 class TextWriter(Writer):
@@ -161,9 +153,3 @@ def _time(seconds: float, point: str) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

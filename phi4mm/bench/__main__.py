@@ -20,6 +20,7 @@ import torch
 
 from phi4mm.bench import cases
 from phi4mm.errors import Phi4MMError
+from phi4mm.files import written_whole
 
 PROGRAM = "phi4mm.bench"
 _SIDES = ("ours", "theirs")
@@ -243,10 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = machine() | {name: getattr(options, name) for name in ("preset", "dtype", "quantize", "threads", "repeats")}
     print(", ".join(f"{name} {value}" for name, value in about.items()) + "\n\n" + table(results))
     if options.json:
-        beside = options.json.with_name(f".{options.json.name}")
         report = {"machine": about, "rows": [asdict(row) for row in results]}
-        beside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, options.json)
+        with written_whole(options.json) as part:
+            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

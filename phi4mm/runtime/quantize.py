@@ -6,6 +6,8 @@ bytes are fewer milliseconds; prompts are bound by arithmetic and gain nothing.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,14 +19,11 @@ from phi4mm.runtime.swap import swap_linears
 
 _KERNEL_DTYPE = torch.bfloat16  # the only one for which the kernels are fast
 _WIDE = 128  # tokens from which int8 weights are widened once rather than for each few tokens
-_GROUP_SIZES = (
-    64,
-    32,
-)  # neighbouring inputs that share a 4-bit scale
+_GROUP_SIZES = (64, 32)  # neighbouring inputs that share a 4-bit scale
 _PACKED_ROWS = 16  # the 4-bit kernel takes outputs in blocks
 
 
-class QuantizedLinear(MixtureLinear):
+class QuantizedLinear(MixtureLinear, ABC):
     """A frozen weight of few bits with the adapters as they were."""
 
     def __init__(self, linear: MixtureLinear) -> None:
@@ -35,13 +34,13 @@ class QuantizedLinear(MixtureLinear):
         wide = hidden.to(_KERNEL_DTYPE).flatten(0, -2)
         return self.product(wide.contiguous()).unflatten(0, hidden.shape[:-1]).to(hidden.dtype)
 
+    @abstractmethod
     def product(self, hidden: Tensor) -> Tensor:
         """[tokens, in_size] -> [tokens, out_size], both bfloat16."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dequantized(self) -> Tensor:
         """The weight that the kernel multiplies with, [out_size, in_size], float32."""
-        raise NotImplementedError
 
 
 class Int8Linear(QuantizedLinear):

@@ -14,6 +14,7 @@ from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
 from phi4mm.train.backbone import IGNORED
+from phi4mm.train.text import SILENCE
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ def collate_turns(turns: Sequence[Turn], tokenizer: Tokenizer, pad: int) -> Answ
         torch.tensor([len(row) for row in rows]),
         pad_sequence(targets, batch_first=True, padding_value=IGNORED),
     )
+
+
+def word_embeddings(model: Phi4MMModel, tokenizer: Tokenizer, vocabulary: Sequence[str]) -> Tensor:
+    """What a projector is to say where a classifier says nothing (its class 0) or a word: [1 + words, hidden]."""
+    names = [SILENCE, *(f" {word}" for word in vocabulary)]
+    first_tokens = torch.tensor([tokenizer.encode(name)[0] for name in names], device=model.device)
+    return model.backbone.embed_tokens.weight.detach()[first_tokens].float()
 
 
 def answer_loss(model: Phi4MMModel, embeddings: Tensor, answers: Answers, route: Route) -> Tensor:

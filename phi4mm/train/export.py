@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from torch import Tensor
 from phi4mm.checkpoint import save_checkpoint
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.model.config import Phi4MMConfig
+from phi4mm.model.mixture import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.files import replaced
 from phi4mm.train.fingerprint import backbone_tensors, fingerprint
-
-log = logging.getLogger(__name__)
 
 SHIPPED = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -53,21 +51,18 @@ def learnt(model: Phi4MMModel, prefixes: Sequence[str], adapter: str | None = No
 
 
 def _put(model: Phi4MMModel, part: Part) -> None:
-    state = model.state_dict()
-    start, ranks = 0, {}
-    for adapter in model.config.adapters:
-        ranks[adapter.name] = slice(start, start + adapter.rank)
-        start += adapter.rank
+    state, spans = model.state_dict(), adapter_spans(model.config.adapters)
     for name, tensor in part.tensors.items():
         if name not in state:
             raise ValueError(f"{name} is not in the model")
         if not is_lora(name):
             state[name].copy_(tensor)
-        elif part.adapter is not None:
-            axis = 0 if name.endswith("lora_a") else 1
-            rank = ranks[part.adapter]
-            target, source = (x.movedim(axis, 0)[rank] for x in (state[name], tensor))
-            target.copy_(source)
+            continue
+        if part.adapter is None:
+            raise ValueError(f"{name} is stacked of all adapters; name the one that was trained")
+        ranks = 0 if name.endswith("lora_a") else 1
+        target, source = (stacked.movedim(ranks, 0)[spans[part.adapter]] for stacked in (state[name], tensor))
+        target.copy_(source)
 
 
 def export(model: Phi4MMModel, tokenizer_file: Path, folder: Path, *, expected_backbone: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +11,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from phi4mm.files import written_whole
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes ``path`` when the block ends well."""
+    """A path to write to; it becomes ``path``, whose folder is made, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    yield part
-    os.replace(part, path)
+    with written_whole(path) as part:
+        yield part
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -118,12 +118,11 @@ def asked_aloud(clips: Sequence[Clip], pictures: Sequence[Picture], each: int) -
     for one in asked_of(pictures):
         by_question.setdefault(one.question.rstrip("?"), []).append(one)
     random = Random(0)
-    return [
-        replace(one, clip=clip)
-        for clip in clips
-        for one in random.sample(by_question[" ".join(clip.words)], min(each, len(by_question[" ".join(clip.words)])))
-        if " ".join(clip.words) in by_question
-    ]
+    asked = []
+    for clip in clips:
+        known = by_question.get(" ".join(clip.words), [])
+        asked += [replace(one, clip=clip) for one in random.sample(known, min(each, len(known)))]
+    return asked
 
 
 def speech_figures(model: Phi4MM, held_out: Mapping[str, Sequence[Clip]]) -> list[Figure]:

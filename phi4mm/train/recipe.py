@@ -140,4 +140,4 @@ class Recipe:
     @cached_property
     def asked_aloud(self) -> tuple[Clip, ...]:
         """Questions about pictures, spoken by held-out voices."""
-        return held_out_questions(self.voices, [*easy_vqa_questions(self.data)])
+        return held_out_questions(self.voices, easy_vqa_questions(self.data))

@@ -22,11 +22,11 @@ from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.batch import AudioBatch, Batch
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Modality
-from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns
+from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns, word_embeddings
 from phi4mm.train.batches import SpeechBatch
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.shards import Shard
-from phi4mm.train.text import SILENCE, asked_of_digits, write_down
+from phi4mm.train.text import asked_of_digits, write_down
 from phi4mm.train.tower import WordTower, varied_batches
 from phi4mm.train.words import NUMBER_WORDS
 
@@ -75,9 +75,7 @@ def name_the_words(
     projector = model.speech.projectors[PROJECTOR]
     model.requires_grad_(False)
     projector.requires_grad_(True)
-    names = [SILENCE, *(f" {word}" for word in words.vocabulary)]
-    first_tokens = torch.tensor([tokenizer.encode(name)[0] for name in names], device=model.device)
-    embeddings = model.backbone.embed_tokens.weight.detach()[first_tokens].float()
+    embeddings = word_embeddings(model, tokenizer, words.vocabulary)
 
     def loss_of(batch: SpeechBatch, step: int) -> Tensor:
         with torch.no_grad(), half_precision(model.device):

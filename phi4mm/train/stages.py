@@ -35,7 +35,7 @@ from phi4mm.train.samples import SAMPLES, write_picture_samples, write_samples
 from phi4mm.train.shards import write_plain, write_varied
 from phi4mm.train.speech import SpeechOptions, name_the_words, train_speech
 from phi4mm.train.spoken import SpokenOptions, train_spoken
-from phi4mm.train.synthesis import numbers, sentences, synthesise
+from phi4mm.train.synthesis import MANIFEST, numbers, sentences, synthesise
 from phi4mm.train.text import COLOURS, SHAPES
 from phi4mm.train.tokenizer import train_tokenizer
 from phi4mm.train.tower import TowerOptions, WordTower, train_tower
@@ -59,7 +59,7 @@ def prepare_voices(recipe: Recipe) -> None:
 
 
 def prepare_words(recipe: Recipe) -> None:
-    if not recipe.words.exists():
+    if not (recipe.words / MANIFEST).exists():
         cut_words(read_clips(recipe.data / "an4" / "train.jsonl", "an4"), recipe.words)
 
 

@@ -23,11 +23,11 @@ from phi4mm.model.batch import ImageBatch
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Modality
 from phi4mm.model.vision import Vision
-from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns
+from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns, word_embeddings
 from phi4mm.train.bank import PictureBank, StoredImage, collate_images
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.pictures import Question
-from phi4mm.train.text import COLOURS, SHAPES, SILENCE, TextTasks, capitalised
+from phi4mm.train.text import COLOURS, SHAPES, TextTasks, capitalised
 
 BLANK = 0
 
@@ -167,9 +167,7 @@ def name_the_pictures(
     projector = model.vision.projector
     model.requires_grad_(False)
     projector.requires_grad_(True)
-    names = [SILENCE, *(f" {word}" for word in words.vocabulary)]
-    first_tokens = torch.tensor([tokenizer.encode(name)[0] for name in names], device=model.device)
-    embeddings = model.backbone.embed_tokens.weight.detach()[first_tokens].float()
+    embeddings = word_embeddings(model, tokenizer, words.vocabulary)
 
     def rounds(number: int, step: int) -> Iterator[ImageBatch]:
         for images, _ in picture_groups(mixture, options.named, number, options.jitter):

@@ -15,6 +15,7 @@ from phi4mm.api import Phi4MM
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.config import Phi4MMConfig
+from phi4mm.model.mixture import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.backbone import BackboneOptions, train_backbone
 from phi4mm.train.bank import PictureBank, write_bank
@@ -82,12 +83,6 @@ def test_word_error_rate_of_a_silent_tower_is_one(words: WordTower, shard: Path)
     assert word_error_rate(silent, list(Shard(shard, NUMBER_WORDS))) == 1.0
 
 
-def adapter_slice(config: Phi4MMConfig, name: str) -> slice:
-    ranks = [adapter.rank for adapter in config.adapters]
-    at = [adapter.name for adapter in config.adapters].index(name)
-    return slice(sum(ranks[:at]), sum(ranks[: at + 1]))
-
-
 def test_speech_stage_changes_its_projector_and_adapter_alone(
     config: Phi4MMConfig,
     tokenizer: Tokenizer,
@@ -106,7 +101,7 @@ def test_speech_stage_changes_its_projector_and_adapter_alone(
     changed = changed_in(model, before)
     assert all(is_lora(name) or name.startswith("speech.projectors.speech.") for name in changed)
     assert fingerprint(backbone_tensors(model.backbone)) == fingerprint(backbone)
-    rank = adapter_slice(config, "vision")
+    rank = adapter_spans(config.adapters)["vision"]
     for name in changed:
         if name.endswith("lora_a"):
             assert torch.equal(model.state_dict()[name][rank], before[name][rank])
@@ -149,7 +144,7 @@ def test_vision_stage_changes_vision_and_its_adapter_alone(
     assert all(is_lora(name) or name.startswith("vision.") for name in changed)
     assert any(name.startswith("vision.tower") for name in changed)
     assert fingerprint(backbone_tensors(model.backbone)) == fingerprint(backbone)
-    rank = adapter_slice(config, "speech")
+    rank = adapter_spans(config.adapters)["speech"]
     for name in changed:
         if name.endswith("lora_a"):
             assert torch.equal(model.state_dict()[name][rank], before[name][rank])
@@ -232,8 +227,8 @@ def test_parts_are_put_together_by_adapter(
     for name, tensor in both.state_dict().items():
         if is_lora(name):
             by_rank = tensor if name.endswith("lora_a") else tensor.T
-            assert (by_rank[adapter_slice(config, "speech")] == 1.0).all()
-            assert (by_rank[adapter_slice(config, "vision")] == 2.0).all()
+            assert (by_rank[adapter_spans(config.adapters)["speech"]] == 1.0).all()
+            assert (by_rank[adapter_spans(config.adapters)["vision"]] == 2.0).all()
 
 
 def test_export_refuses_a_changed_backbone(

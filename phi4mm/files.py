@@ -15,7 +15,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
