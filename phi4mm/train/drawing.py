@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from phi4mm.train.pictures import COUNT, READ, SHAPE_QUESTION, Picture, Question
 from phi4mm.train.text import COLOURS, SHAPES
-from phi4mm.train.words import DIGITS
+from phi4mm.train.words import COMMANDS, DIGITS, MONTHS, NUMBER_WORDS
 
 RGB = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # left, top, right, bottom, the last two included
@@ -228,6 +228,8 @@ def _count_questions(shapes: Sequence[_Shape], random: Random) -> tuple[Question
 
 
 # Printed text.
+
+PRINTED = (*COLOURS, *SHAPES, *NUMBER_WORDS, *MONTHS, *COMMANDS)  # the words that the recipe prints
 
 TEXT_SIZES = ((64, 64), (128, 64))
 SHORT = 4  # as many characters are legible on 64 pixels

@@ -16,7 +16,7 @@ from phi4mm.train.bank import PictureBank, write_bank
 from phi4mm.train.card import write_cards
 from phi4mm.train.cuts import cut_words
 from phi4mm.train.data import read_clips, write_manifest
-from phi4mm.train.drawing import draw_shape, draw_shapes, draw_text
+from phi4mm.train.drawing import PRINTED, draw_shape, draw_shapes, draw_text
 from phi4mm.train.export import Part, assemble, export, learnt, ship
 from phi4mm.train.files import read_json, read_tensors, write_json, write_tensors
 from phi4mm.train.fingerprint import backbone_tensors, fingerprint
@@ -45,8 +45,8 @@ from phi4mm.train.voices import available_voices
 
 log = logging.getLogger(__name__)
 
-NUM_DRAWN = {"shape": 3000, "shapes": 3000, "text": 6000}
-PER_ROUND = {"easy_vqa": 200, "shape": 300, "shapes": 400, "text": 100}  # pictures of each bank
+NUM_DRAWN = {"shape": 3000, "shapes": 3000, "text": 12000}
+PER_ROUND = {"easy_vqa": 200, "shape": 300, "shapes": 400, "text": 300}  # pictures of each bank
 NUM_HELD_OUT = 200
 WATCHED = 60  # clips or pictures of each group that are judged while training
 
@@ -144,14 +144,13 @@ def make_speech(recipe: Recipe) -> None:
     write_tensors(recipe.speech_file, learnt(model, ["speech.projectors.speech."], "speech"))
 
 
-def drawn(recipe: Recipe, name: str, seed: str, total: int) -> Iterator[Picture]:
+def drawn(name: str, seed: str, total: int) -> Iterator[Picture]:
     """``total`` pictures of one of the kinds of ``NUM_DRAWN``."""
     random = Random(seed)
-    words = [word for word in recipe.vocabulary if len(word) > 1]
     draw: dict[str, Callable[[], Picture]] = {
         "shape": lambda: draw_shape(random),
         "shapes": lambda: draw_shapes(random),
-        "text": lambda: draw_text(random, words),
+        "text": lambda: draw_text(random, PRINTED),
     }
     return (draw[name]() for _ in range(total))
 
@@ -159,7 +158,7 @@ def drawn(recipe: Recipe, name: str, seed: str, total: int) -> Iterator[Picture]
 def pictures_held_out(recipe: Recipe) -> dict[str, list[Picture]]:
     """easy-VQA's held-out pictures, and drawn ones that are not trained on."""
     found = {"easy_vqa": [picture.open() for picture in recipe.easy_vqa.held_out]}
-    return found | {name: list(drawn(recipe, name, f"{name} held out", NUM_HELD_OUT)) for name in NUM_DRAWN}
+    return found | {name: list(drawn(name, f"{name} held out", NUM_HELD_OUT)) for name in NUM_DRAWN}
 
 
 def prepare_pictures(recipe: Recipe) -> None:
@@ -168,7 +167,8 @@ def prepare_pictures(recipe: Recipe) -> None:
     sets: dict[str, tuple[Iterator[Picture], int]] = {
         "easy_vqa": ((picture.open() for picture in split.train), len(split.train)),
         "easy_vqa held out": ((picture.open() for picture in split.held_out), len(split.held_out)),
-        **{name: (drawn(recipe, name, name, total), total) for name, total in NUM_DRAWN.items()},
+        "text held out": (drawn("text", "text held out", NUM_HELD_OUT), NUM_HELD_OUT),
+        **{name: (drawn(name, name, total), total) for name, total in NUM_DRAWN.items()},
     }
     for name, (pictures, total) in sets.items():
         if not recipe.pictures(name).exists():
@@ -186,7 +186,7 @@ def make_vision(recipe: Recipe) -> None:
     initialise_vision(model.vision)
     options, device = VisionOptions(), torch.device(recipe.device)
     vocabulary = sorted({*recipe.vocabulary, *COLOURS, *SHAPES})
-    judged = PictureBank(recipe.pictures("easy_vqa held out"))
+    judged = {name: PictureBank(recipe.pictures(f"{name} held out")) for name in ("easy_vqa", "text")}
     stage = recipe.stage("picture words")
     words = train_picture_words(model.vision, list(banks.values()), judged, vocabulary, options, stage, device)
     name_the_pictures(model, words, mixture, recipe.tokenizer, options, recipe.stage("image projector"))
@@ -203,20 +203,24 @@ def make_spoken(recipe: Recipe) -> None:
     if recipe.spoken_file.exists():
         return
     model = assembled(recipe, speech_part(recipe), vision_part(recipe))
-    banks = [PictureBank(recipe.pictures(name)) for name in ("easy_vqa", "shape")]
-    judged = asked_aloud(recipe.asked_aloud, pictures_held_out(recipe)["easy_vqa"], each=1)
+    banks = [PictureBank(recipe.pictures(name)) for name in ("easy_vqa", *NUM_DRAWN)]
+    pictures = pictures_held_out(recipe)
+    judged = {name: asked_of(some, WATCHED) for name, some in pictures.items()}
+    judged["asked aloud"] = asked_aloud(recipe.asked_aloud, pictures["easy_vqa"], each=1)
 
     def watch(model: Phi4MMModel) -> dict[str, float]:
-        return {"right/asked aloud": accuracy(Phi4MM(model, recipe.tokenizer_file), judged)}
+        phi4mm = Phi4MM(model, recipe.tokenizer_file)
+        return {f"right/{name}": accuracy(phi4mm, asked) for name, asked in judged.items()}
 
     stage, options = recipe.stage("spoken"), SpokenOptions()
     train_spoken(model, recipe.versions, recipe.vocabulary, banks, recipe.tokenizer, options, stage, watch)
-    write_tensors(recipe.spoken_file, learnt(model, ["speech.projectors.vision."]))
+    write_tensors(recipe.spoken_file, learnt(model, ["speech.projectors.vision."], "vision"))
 
 
 def make_checkpoint(recipe: Recipe) -> None:
     """The checkpoint in the work folder, and a copy where it is shipped from."""
-    model = assembled(recipe, speech_part(recipe), vision_part(recipe), Part(read_tensors(recipe.spoken_file)))
+    spoken_part = Part(read_tensors(recipe.spoken_file), "vision")
+    model = assembled(recipe, speech_part(recipe), vision_part(recipe), spoken_part)
     frozen = read_json(recipe.work / "backbone.json")["sha256"]
     export(model, recipe.tokenizer_file, recipe.checkpoint, expected_backbone=frozen)
     ship(recipe.checkpoint, recipe.out)

@@ -1,9 +1,10 @@
 """Stage: the vision tower, its projector and the vision adapter, through the frozen backbone.
 
-In the steps of the speech side. The tower first learns to name what it sees in reading order, by CTC over the tokens of
-the global view; the classifier is thrown away. Then the projector learns to say in embeddings what the classifier says
-in words. Then tower, projector and adapter learn to answer questions, from the loss of the answers' tokens alone. A
-share of the questions comes as the backbone's stand-in for speech, so that a heard question can be answered later.
+In the steps of the speech side. The tower first learns to name what it sees in reading order: single printed words and
+digits by their class, then everything by CTC over the tokens of the global view; the classifier is thrown away. Then
+the projector learns to say in embeddings what the classifier says in words. Then tower, projector and adapter learn to
+answer questions, from the loss of the answers' tokens alone. A share of the questions comes as the backbone's stand-in
+for speech, so that a heard question can be answered later.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ Mixture = Sequence[tuple[PictureBank, int]]  # banks, and how many pictures of e
 class VisionOptions:
     """A step of naming is ``named`` pictures; one of answering is ``pictures`` pictures with ``questions`` each."""
 
-    reading: Pace = Pace(steps=4000, warmup=100, average=0.995, log_every=500)
+    reading: Pace = Pace(steps=6000, warmup=100, average=0.995, log_every=500)
     reading_learning_rate: float = 1.5e-3
+    single_steps: int = 1200  # of reading, about so many, on pictures that one word names
     named: int = 48
     naming: Pace = Pace(steps=300, warmup=50, average=0.98, log_every=150)
     naming_learning_rate: float = 2e-3
-    answering: Pace = Pace(steps=3000, warmup=100, average=0.995, log_every=250)
+    answering: Pace = Pace(steps=2500, warmup=100, average=0.995, log_every=250)
     pictures: int = 8
     questions: int = 4
     learning_rate: float = 1e-3
@@ -65,6 +67,10 @@ class PictureWords(nn.Module):
     def forward(self, crops: Tensor, masks: Tensor) -> Tensor:
         """Log-probabilities [pictures, tokens, 1 + words] of global views [pictures, channels, size, size]."""
         return self.head(self.vision.tokens(crops, masks).flatten(1, 2)).float().log_softmax(-1)
+
+    def of_whole(self, crops: Tensor, masks: Tensor) -> Tensor:
+        """Scores [pictures, 1 + words] of the mean token."""
+        return self.head(self.vision.tokens(crops, masks).flatten(1, 2).mean(1)).float()
 
 
 def initialise(vision: Vision) -> None:
@@ -98,7 +104,7 @@ def vary_images(images: Sequence[StoredImage], generator: torch.Generator, stren
 def train_picture_words(
     vision: Vision,
     banks: Sequence[PictureBank],
-    held_out: PictureBank,
+    held_out: Mapping[str, PictureBank],
     vocabulary: Sequence[str],
     options: VisionOptions,
     folder: StageFolder,
@@ -109,6 +115,7 @@ def train_picture_words(
     Args:
         vision: trained in place.
         banks: pictures, of which the global view is shown; those whose reading order is open are left out.
+        held_out: pictures by the name under which the share named rightly is logged.
     """
     model = PictureWords(vision, vocabulary).to(device)
     number = {word: index + 1 for index, word in enumerate(vocabulary)}
@@ -118,13 +125,14 @@ def train_picture_words(
         for index in range(len(bank))
         if (words := named_words(bank.questions[index])) and set(words) <= set(number)
     ]
-    judged = [(index, words) for index in range(len(held_out)) if (words := named_words(held_out.questions[index]))]
+    single = [place for place in known if len(place[2]) == 1]
 
     def rounds(round_number: int, step: int) -> Iterator[tuple[ImageBatch, Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(round_number)
-        order = torch.randperm(len(known), generator=generator).tolist()
+        places = single if single and step < options.single_steps else known
+        order = torch.randperm(len(places), generator=generator).tolist()
         for start in range(0, len(order) - options.named + 1, options.named):
-            group = [known[place] for place in order[start : start + options.named]]
+            group = [places[place] for place in order[start : start + options.named]]
             images = vary_images([bank[index] for bank, index, _ in group], generator, options.jitter)
             views = [replace(image, crops=image.crops[:1], masks=image.masks[:1]) for image in images]
             targets = torch.tensor([number[word] for _, _, words in group for word in words])
@@ -134,24 +142,41 @@ def train_picture_words(
 
     def loss_of(named: tuple[ImageBatch, Tensor, Tensor], step: int) -> Tensor:
         batch, targets, lengths = named
+        crops, masks = batch.crops.to(device), batch.masks.to(device)
         with half_precision(device):
-            scores = model(batch.crops.to(device), batch.masks.to(device)).transpose(0, 1)
+            if len(targets) == len(lengths):
+                return F.cross_entropy(model.of_whole(crops, masks), targets)
+            scores = model(crops, masks).transpose(0, 1)
         places = torch.full_like(lengths, scores.shape[0])
         return F.ctc_loss(scores, targets, places, lengths, blank=BLANK, zero_infinity=True)
 
-    @torch.inference_mode()
     def watch() -> dict[str, float]:
-        right = 0
-        for index, words in judged:
-            image = held_out[index]
-            scores = model(image.crops[:1].float().to(device), image.masks[:1].to(device))
-            path = scores[0].argmax(-1).unique_consecutive().tolist()
-            right += tuple(model.vocabulary[word - 1] for word in path if word != BLANK) == words
-        return {"named right": right / len(judged)} if judged else {}
+        return {f"named right/{name}": share_named_right(model, bank, device) for name, bank in held_out.items()}
 
     optimizer = adamw([(model.parameters(), options.reading_learning_rate)], weight_decay=options.weight_decay)
     train(model, [optimizer], rounds, loss_of, options.reading, folder, watch)
     return model
+
+
+@torch.inference_mode()
+def share_named_right(model: PictureWords, bank: PictureBank, device: torch.device) -> float:
+    """Of the pictures whose reading order is known, by the best path."""
+    right = []
+    for index in range(len(bank)):
+        if words := named_words(bank.questions[index]):
+            image = bank[index]
+            scores = model(image.crops[:1].float().to(device), image.masks[:1].to(device))
+            path = scores[0].argmax(-1).unique_consecutive().tolist()
+            right.append(tuple(model.vocabulary[word - 1] for word in path if word != BLANK) == words)
+    return sum(right) / max(1, len(right))
+
+
+def balanced(questions: Sequence[Question], count: int, random: Random) -> list[Question]:
+    """Questions of which each answer is as likely: most of easy-VQA's about colours are answered with "no"."""
+    by_answer: dict[str, list[Question]] = {}
+    for question in questions:
+        by_answer.setdefault(question.answer, []).append(question)
+    return [random.choice(by_answer[answer]) for answer in random.choices(sorted(by_answer), k=count)]
 
 
 def name_the_pictures(
@@ -249,7 +274,7 @@ def ask(
     heard = random.random() < options.heard  # all or none: these turns are longer
     for image, known in zip(images, questions, strict=True):
         media = [model.config.vision.image_token_id] * image.num_tokens
-        for question in random.choices(known, k=options.questions):
+        for question in balanced(known, options.questions, random):
             if heard:
                 said = tasks.heard(question.text.rstrip("?").split(), random)
                 turns.append(Turn([*media, *said], "", question.answer))
