@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from phi4mm.inputs.processor import Row
 from phi4mm.inputs.prompt import parse_tool_calls
 from phi4mm.inputs.tokenizer import TextStream, Tokenizer
+from phi4mm.runtime.engine import Step
 from phi4mm.types import Reply, Usage
 
 
@@ -27,6 +28,7 @@ class Answer:
         self._stop_token_ids = frozenset(stop_token_ids)
         self._token_ids: list[int] = []
         self._num_new = 0
+        self._log_probability = 0.0  # of all tokens so far
         self._text = ""
         self._emitted = 0
         self._finish_reason: str | None = None
@@ -41,9 +43,11 @@ class Answer:
         """Whether a stop string was found, so that the row need not go on."""
         return self._finish_reason == "stop"
 
-    def push(self, token_id: int, finish_reason: str | None) -> str:
+    def push(self, step: Step) -> str:
         """Take the row's next token and return the text that is now certain to be part of the reply."""
+        token_id, finish_reason = step.token_id, step.finish_reason
         self._num_new += 1
+        self._log_probability += step.log_probability
         if token_id not in self._stop_token_ids:
             self._token_ids.append(token_id)
             self._text += self._stream.push(token_id)
@@ -77,6 +81,7 @@ class Answer:
             token_ids=tuple(self._token_ids),
             route=self._row.route,
             finish_reason=self._finish_reason or "length",
+            avg_logprob=self._log_probability / max(self._num_new, 1),
             usage=Usage(prompt_tokens=len(self._row.token_ids), new_tokens=self._num_new),
             tool_calls=parse_tool_calls(self._text),
         )

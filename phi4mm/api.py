@@ -229,7 +229,7 @@ class Phi4MM:
     def _pieces(self, request: Request, row: Row) -> Iterator[str]:
         answer = answer_of(request, row, self.model, self.processor)
         for step in Generation(self.model, self.processor.collate([row]), [sampling_of(request, self.model)]):
-            if piece := answer.push(step.token_id, step.finish_reason):
+            if piece := answer.push(step):
                 yield piece
             if answer.finished:
                 return

@@ -61,7 +61,7 @@ def answer_all(
                 answers.update(_submit(model, processor, engine, group))
                 for step in engine.step():
                     index, answer = answers[step.row]
-                    answer.push(step.token_id, step.finish_reason)
+                    answer.push(step)
                     if answer.finished:
                         engine.cancel(step.row)
                         results[index] = answers.pop(step.row)[1].reply()

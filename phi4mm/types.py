@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypedDict
 
 from phi4mm.errors import PromptError
@@ -117,6 +117,8 @@ class Reply:
         token_ids: what was generated, without the token that ended it.
         route: the adapter and audio projector that answered.
         finish_reason: "stop" (a stop token or string) or "length".
+        avg_logprob: mean natural log-probability of the generated tokens, at temperature 1. Rounding in it depends on
+            the batch, so equality passes it over.
         usage: token counts.
         tool_calls: the calls in ``text``, parsed: mappings with "name" and "arguments".
     """
@@ -125,6 +127,7 @@ class Reply:
     token_ids: tuple[int, ...]
     route: Route
     finish_reason: str
+    avg_logprob: float = field(compare=False)
     usage: Usage
     tool_calls: tuple[dict[str, Any], ...] = ()
 

@@ -14,7 +14,7 @@ from phi4mm.model.batch import Batch
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
 from phi4mm.runtime.runner import ModelRunner, Piece, Token
-from phi4mm.runtime.sampling import Sampling, next_tokens
+from phi4mm.runtime.sampling import Choice, Sampling, next_tokens
 
 PREFILL_TOKENS = 512  # of prompts run between two decoding steps: enough to keep the arithmetic busy
 
@@ -62,10 +62,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token: the row, the token, and why the row ended, if it did."""
+    """One generated token: the row, the token, its log-probability, and why the row ended, if it did."""
 
     row: int
     token_id: int
+    log_probability: float
     finish_reason: str | None
 
 
@@ -208,9 +209,10 @@ class Engine:
             [state.sampling for state in states],
             [state.generator for state in states],
         )
-        return [self._push(state, token_id) for state, token_id in zip(states, chosen, strict=True)]
+        return [self._push(state, choice) for state, choice in zip(states, chosen, strict=True)]
 
-    def _push(self, state: RowState, token_id: int) -> Step:
+    def _push(self, state: RowState, choice: Choice) -> Step:
+        token_id = choice.token_id
         state.token_ids.append(token_id)
         state.num_new += 1
         length = len(state.token_ids)
@@ -223,7 +225,7 @@ class Engine:
             self.cancel(state.index)
         elif length > self._runner.original_max_positions and not state.long:
             self._turn_long(state)
-        return Step(state.index, token_id, finish_reason)
+        return Step(state.index, token_id, choice.log_probability, finish_reason)
 
     def _turn_long(self, state: RowState) -> None:
         """With the long factors every key of the row changes: run it again from its start, and only this row."""

@@ -46,23 +46,38 @@ class Sampling:
         return generator
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A token and its natural log-probability, at temperature 1 and without penalties."""
+
+    token_id: int
+    log_probability: float
+
+
 def next_tokens(
     scores: Tensor,
     seen: Sequence[Sequence[int]],
     samplings: Sequence[Sampling],
     generators: Sequence[torch.Generator],
-) -> list[int]:
-    """Choose a token for each row; the greedy ones come from the device in one go.
+) -> list[Choice]:
+    """Choose a token for each row; all that the greedy ones need comes from the device in one go.
 
     Args:
         scores: [rows, vocabulary].
         seen, samplings, generators: of each row, as ``next_token``.
     """
-    greedy: list[int] = scores.argmax(dim=-1).tolist()
-    return [
-        greedy[row] if sampling.is_greedy else next_token(scores[row], seen[row], sampling, generators[row])
-        for row, sampling in enumerate(samplings)
-    ]
+    highest, best = scores.float().max(dim=-1)
+    total = scores.float().logsumexp(dim=-1)
+    # float32 holds whole numbers up to 2^24 exactly, so token ids may travel with the log-probabilities.
+    token_ids, log_probabilities, totals = torch.stack((best.float(), highest - total, total)).tolist()
+    choices = []
+    for row, sampling in enumerate(samplings):
+        if sampling.is_greedy:
+            choices.append(Choice(int(token_ids[row]), log_probabilities[row]))
+        else:
+            token_id = next_token(scores[row], seen[row], sampling, generators[row])
+            choices.append(Choice(token_id, float(scores[row, token_id]) - totals[row]))
+    return choices
 
 
 def next_token(scores: Tensor, seen: Sequence[int], sampling: Sampling, generator: torch.Generator) -> int:

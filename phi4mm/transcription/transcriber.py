@@ -16,7 +16,6 @@ from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.detector import SpeechDetector
 from phi4mm.transcription.options import SpeechOptions
 from phi4mm.transcription.pieces import Piece, cut, frames
-from phi4mm.transcription.scoring import average_log_probabilities
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
 
 
@@ -167,9 +166,8 @@ class Transcription:
             replies = self._chat.chat_batch(requests, batch_size=self._options.batch_size)
         except BatchError as error:
             raise next(iter(error.errors.values())) from None
-        scores = average_log_probabilities(self._chat.model, self._chat.processor, requests, replies)
-        for request, reply, score in zip(requests, replies, scores, strict=True):
-            yield Attempt(reply.text.strip(), request.temperature, score)
+        for request, reply in zip(requests, replies, strict=True):
+            yield Attempt(reply.text.strip(), request.temperature, reply.avg_logprob)
 
     def _silenced(self, attempt: Attempt, piece: Piece) -> Attempt:
         """The attempt, without its words where there is probably no speech and they are improbable."""

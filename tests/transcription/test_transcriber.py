@@ -17,9 +17,7 @@ from phi4mm import AudioError, Phi4MM, PromptError, Reply, Request, Route
 from phi4mm.inputs.audio import load_audio, stream_audio
 from phi4mm.model.config import SpeechConfig
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.transcription import transcriber
 from phi4mm.transcription.options import SpeechOptions
-from phi4mm.transcription.scoring import average_log_probabilities
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import Usage
 from tests.runtime.test_engine import speech
@@ -37,7 +35,7 @@ def bundled() -> Phi4MM:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
+def scripted() -> Any:
     """Makes a model that answers (text, log-probability) by temperature, and keeps what it was asked."""
 
     def make(script: dict[float, tuple[str, float]]) -> Any:
@@ -45,15 +43,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def chat_batch(requests: list[Request], *, batch_size: int = 16) -> list[Reply]:
             asked.extend(requests)
-            return [
-                Reply(script[request.temperature][0], (), Route(None, None), "stop", Usage(1, 1))
-                for request in requests
-            ]
+            chosen = [script[request.temperature] for request in requests]
+            return [Reply(text, (), Route(None, None), "stop", score, Usage(1, 1)) for text, score in chosen]
 
-        def scores(model: Any, processor: Any, requests: list[Request], replies: list[Reply]) -> list[float]:
-            return [script[request.temperature][1] for request in requests]
-
-        monkeypatch.setattr(transcriber, "average_log_probabilities", scores)
         model = SimpleNamespace(config=SimpleNamespace(speech=SpeechConfig()))
         return SimpleNamespace(chat_batch=chat_batch, model=model, processor=None, asked=asked)
 
@@ -91,12 +83,16 @@ def test_bad_options(option: dict[str, Any]) -> None:
         SpeechOptions(**option)
 
 
-def test_scores_are_those_of_the_model(tiny_model: Phi4MMModel, tokenizer_file: Path) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_log_probabilities_are_those_of_the_model(
+    tiny_model: Phi4MMModel, tokenizer_file: Path, temperature: float
+) -> None:
     tiny = Phi4MM(tiny_model, tokenizer_file)
-    requests = [Request("Say", audios=[speech(seconds)], max_new_tokens=size) for seconds, size in ((0.5, 6), (0.9, 9))]
-    replies = tiny.chat_batch(requests)
-    together = average_log_probabilities(tiny.model, tiny.processor, requests, replies)
-    for request, reply, average in zip(requests, replies, together, strict=True):
+    requests = [
+        Request("Say", audios=[speech(seconds)], max_new_tokens=size, temperature=temperature, seed=1)
+        for seconds, size in ((0.5, 6), (0.9, 9))
+    ]
+    for request, reply in zip(requests, tiny.chat_batch(requests), strict=True):
         row = tiny.processor.row(request)
         batch = tiny.processor.collate([row])
         scores = []
@@ -110,7 +106,7 @@ def test_scores_are_those_of_the_model(tiny_model: Phi4MMModel, tokenizer_file: 
             said = tiny.model.backbone.embed_tokens(torch.tensor([[token_id]]))
             embeddings = torch.cat((embeddings, said), dim=1)
         assert len(scores) == reply.usage.new_tokens  # none of them ended by itself
-        assert average == pytest.approx(np.mean(scores), abs=1e-4)
+        assert reply.avg_logprob == pytest.approx(np.mean(scores), abs=1e-4)
 
 
 def long_file(path: Path, rounds: int) -> list[float]:
