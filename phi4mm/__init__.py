@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi4mm.errors import AudioError, BatchError, CheckpointError, ImageError, Phi4MMError, PromptError
 from phi4mm.model.router import Modality, Route, Router
-from phi4mm.types import Reply, Request, Segment, Transcript, Usage
+from phi4mm.types import Reply, Request, Segment, Transcript, Usage, Word
 
 if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
@@ -29,6 +29,7 @@ __all__ = [
     "Segment",
     "Transcript",
     "Usage",
+    "Word",
 ]
 
 

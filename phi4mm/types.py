@@ -136,6 +136,15 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word, and where it is said in seconds from the audio's start: estimates, see docs/asr.md."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Segment:
     """A stretch of audio with its words.
 
@@ -146,6 +155,7 @@ class Segment:
         compression_ratio: how many times shorter zlib makes the text; over about 2.4 it repeats itself.
         no_speech_prob: how probably there is no speech, as the speech detector hears it.
         temperature: at which it was decoded; over 0 where lower ones failed.
+        words: when each word is said (``word_timestamps=True``).
     """
 
     start: float
@@ -155,6 +165,13 @@ class Segment:
     compression_ratio: float | None = None
     no_speech_prob: float | None = None
     temperature: float | None = None
+    words: tuple[Word, ...] | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Segment:
+        """From the form that it has in ``Transcript.to_dict``."""
+        words = values.get("words")
+        return cls(**{**values, "words": None if words is None else tuple(Word(**word) for word in words)})
 
 
 @dataclass(frozen=True)
@@ -176,7 +193,7 @@ class Transcript:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Transcript:
         """The inverse of ``to_dict``; keys that a transcript does not have are passed over."""
-        segments = tuple(Segment(**segment) for segment in values["segments"])
+        segments = tuple(Segment.from_dict(segment) for segment in values["segments"])
         return cls(values["text"], segments, values["duration"])
 
 

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from phi4mm.types import Request, Segment, Transcript
 
 if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
+    from phi4mm.transcription.transcriber import Transcription
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -45,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupted = False
     with Progress([item.path for item in inputs], quiet=options.quiet) as progress:
         try:
-            for item in inputs:
-                try:
-                    _transcribe(model, item, options, speech, progress)
-                except BrokenPipeError:  # whoever read our output has gone
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                    return 1
-                except (Phi4MMError, OSError) as error:
-                    failures.append(error)
+            jobs = _jobs(model, inputs, options, speech, failures)
+            if options.stream:
+                _print_words(jobs, failures)
+            else:
+                _write_transcripts(jobs, options, progress, failures)
+        except BrokenPipeError:  # whoever read our output has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except KeyboardInterrupt:
             interrupted = True
     for failure in failures:
@@ -99,44 +101,118 @@ def _speech_options(options: argparse.Namespace) -> dict[str, Any]:
         "prompt": options.prompt,
         "hotwords": [word.strip() for word in (options.hotwords or "").split(",") if word.strip()],
         "vad": not options.no_vad,
+        "word_timestamps": options.word_timestamps,
     }
     names = ["max_piece", "min_silence", "vad_threshold", "batch_size", "max_new_tokens", "temperature", "seed"]
     names += ["temperature_increment", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold"]
     return {**speech, **{name: getattr(options, name) for name in names if getattr(options, name) is not None}}
 
 
-def _transcribe(
-    model: Phi4MM, item: Input, options: argparse.Namespace, speech: dict[str, Any], progress: Progress
+@dataclass(frozen=True)
+class Job:
+    """One input, or one channel of it.
+
+    Attributes:
+        item: as it was named.
+        path: where it is read from.
+        label: of the channel, where each is on its own.
+        outputs: the files to write.
+        run: its transcription.
+    """
+
+    item: Input
+    path: str
+    label: str
+    outputs: Sequence[tuple[Writer, Path]]
+    run: Transcription
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, (self.item.path, self.label)))
+
+    def failed(self, error: Exception) -> Exception:
+        """The error, which names the input as it was named."""
+        return type(error)(str(error).replace(self.path, "standard input")) if self.path != self.item.path else error
+
+
+def _jobs(
+    model: Phi4MM,
+    inputs: Sequence[Input],
+    options: argparse.Namespace,
+    speech: dict[str, Any],
+    failures: list[Exception],
+) -> Iterator[Job]:
+    """What is to be transcribed, begun when it is asked for."""
+    for item in inputs:
+        try:
+            with readable(item.path) as path:
+                for channel, label in _channels(path, options.channel):
+                    outputs = _outputs(item, label, options)
+                    if not (options.skip_existing and all(output.exists() for _, output in outputs)):
+                        run = model.transcribe_stream(path, channel=channel, **speech)
+                        yield Job(item, path, label, outputs, run)
+        except (Phi4MMError, OSError) as error:
+            failures.append(error)
+
+
+def _print_words(jobs: Iterator[Job], failures: list[Exception]) -> None:
+    """Each input's words as they are decoded."""
+    for job in jobs:
+        try:
+            for part in job.run.words():
+                print(part, end="", flush=True)
+            print(flush=True)
+        except BrokenPipeError:
+            raise
+        except (Phi4MMError, OSError) as error:
+            failures.append(job.failed(error))
+
+
+def _write_transcripts(
+    jobs: Iterator[Job], options: argparse.Namespace, progress: Progress, failures: list[Exception]
 ) -> None:
-    """One input, with all that is asked of it."""
-    with readable(item.path) as path:
-        for channel, label in _channels(path, options.channel):
-            outputs = _outputs(item, label, options)
-            if options.skip_existing and all(output.exists() for _, output in outputs):
-                continue
-            progress.begin(item.path)
-            run = model.transcribe_stream(path, channel=channel, **speech)
-            if options.stream:
-                for part in run.words():
-                    print(part, end="", flush=True)
-                print(flush=True)
-                continue
-            segments: list[Segment] = []
-            for segment in run:
-                segments.append(segment)
-                progress.at(run.duration)
-            progress.at(run.duration)
-            transcript = Transcript.of(segments, run.duration)
-            for writer, output in outputs:
-                writer.write(transcript, output)
-            if options.json:
-                named = {"audio_filepath": item.path, **({"channel": label} if label else {}), **transcript.to_dict()}
-                progress.print(json.dumps(named, ensure_ascii=False))
-            elif options.format and not outputs:
-                (writer,) = writers(options.format, _lines(options))
-                progress.print(writer.render(transcript).removesuffix("\n"))
-            elif not outputs:
-                progress.print(transcript.text)
+    """Each input's transcript when it is whole; inputs share batches."""
+    from phi4mm.transcription.transcriber import together
+
+    begun: dict[Transcription, Job] = {}
+    segments: dict[Transcription, list[Segment]] = {}
+
+    def runs() -> Iterator[Transcription]:
+        for job in jobs:
+            begun[job.run], segments[job.run] = job, []
+            yield job.run
+
+    for run, event in together(runs()):
+        job = begun[run]
+        progress.at(job.name, run.duration)
+        if isinstance(event, Segment):
+            segments[run].append(event)
+            continue
+        if event.failure is not None:
+            failures.append(job.failed(event.failure))
+        else:
+            try:
+                _write(job, Transcript.of(segments[run], run.duration), options, progress)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                failures.append(error)
+        del begun[run], segments[run]
+
+
+def _write(job: Job, transcript: Transcript, options: argparse.Namespace, progress: Progress) -> None:
+    """One transcript, to files or to standard output."""
+    for writer, output in job.outputs:
+        writer.write(transcript, output)
+    if options.json:
+        channel = {"channel": job.label} if job.label else {}
+        named = {"audio_filepath": job.item.path, **channel, **transcript.to_dict()}
+        progress.print(json.dumps(named, ensure_ascii=False))
+    elif options.format and not job.outputs:
+        (writer,) = writers(options.format, _lines(options))
+        progress.print(writer.render(transcript).removesuffix("\n"))
+    elif not job.outputs:
+        progress.print(transcript.text)
 
 
 def _channels(path: str, wanted: str) -> list[tuple[int | None, str]]:

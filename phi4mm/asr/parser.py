@@ -62,6 +62,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--format", choices=(*FORMATS, "all"), help="default: txt; without --output-dir printed")
     group.add_argument("--output-dir", metavar="DIR", help="write a file per input and format into this folder")
     group.add_argument("--skip-existing", action="store_true", help="leave out inputs whose outputs are all there")
+    group.add_argument(
+        "--word-timestamps", action="store_true", help="estimate when each word is said: in JSON, and for subtitles"
+    )
     group.add_argument("--line-width", type=int, default=42, metavar="N", help="of subtitles; 0: any (default: 42)")
     group.add_argument("--line-count", type=int, default=2, metavar="N", help="lines of a subtitle (default: 2)")
     group.add_argument(

@@ -24,7 +24,7 @@ class Progress:
             leave=False,
             bar_format="{desc}{bar} {n_fmt} of {total_fmt} s of audio, {rate_noinv_fmt}, {elapsed}",
         )
-        self._begun = 0
+        self._done: dict[str, int] = {}
 
     def __enter__(self) -> Progress:
         return self
@@ -32,15 +32,11 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bar.close()
 
-    def begin(self, name: str) -> None:
-        """A file is begun."""
-        self._begun = 0
-        self._bar.set_description_str(f"{name[-30:]}: ")
-
-    def at(self, seconds: float) -> None:
-        """So much of the file is done."""
-        self._bar.update(round(seconds) - self._begun)
-        self._begun = round(seconds)
+    def at(self, name: str, seconds: float) -> None:
+        """So much of an input was read."""
+        self._bar.set_description_str(f"{name[-30:]}: ", refresh=False)
+        self._bar.update(round(seconds) - self._done.get(name, 0))
+        self._done[name] = round(seconds)
 
     def print(self, text: str) -> None:
         """A line on standard output, beside the progress."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from abc import ABC, abstractmethod
@@ -71,7 +72,8 @@ class JsonWriter(Writer):
 class SubtitleWriter(Writer):
     """Segments divided into cues that fit on the screen.
 
-    A cue's part of its segment's time is its part of the segment's characters: an estimate.
+    A cue begins and ends with its words where those are timed; otherwise its part of its segment's time is its part of
+    the segment's characters. Both are estimates.
     """
 
     def __init__(self, lines: Lines) -> None:
@@ -82,13 +84,21 @@ class SubtitleWriter(Writer):
         for segment in transcript.segments:
             rows = _wrap(_one_line(segment.text), self._lines.width)
             texts = ["\n".join(rows[at : at + self._lines.count]) for at in range(0, len(rows), self._lines.count)]
-            total = sum(map(len, texts))
-            begun = 0
-            for text in texts:
-                start = segment.start + (segment.end - segment.start) * begun / total
-                begun += len(text)
-                end = segment.start + (segment.end - segment.start) * begun / total
+            for text, (start, end) in zip(texts, self._times(segment, texts), strict=True):
                 yield Segment(start, max(end, start + 0.001), text)
+
+    @staticmethod
+    def _times(segment: Segment, texts: list[str]) -> Iterator[tuple[float, float]]:
+        """Start and end of each part of a segment's text."""
+        counts = [len(text.split()) for text in texts]
+        if segment.words and sum(counts) == len(segment.words):
+            for count, last in zip(counts, itertools.accumulate(counts), strict=True):
+                yield segment.words[last - count].start, segment.words[last - 1].end
+            return
+        total = sum(map(len, texts))
+        for text, done in zip(texts, itertools.accumulate(map(len, texts)), strict=True):
+            start, end = (segment.start + (segment.end - segment.start) * at / total for at in (done - len(text), done))
+            yield start, end
 
 
 class SrtWriter(SubtitleWriter):

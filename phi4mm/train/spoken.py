@@ -1,6 +1,8 @@
-"""Stage: questions asked aloud about pictures. The projector of audio beside an image is trained, and with it the vision
-adapter, which answers them; typed questions are mixed in, so that it keeps answering those. The towers, the other
-projectors and the speech adapter are frozen (Phi-4-Mini technical report, section 3: vision-speech joint training).
+"""Stage: questions asked aloud about pictures.
+
+The projector of audio beside an image is trained, and with it the vision adapter, which answers them; typed questions
+are mixed in, so that it keeps answering those. The towers, the other projectors and the speech adapter are frozen
+(Phi-4-Mini technical report, section 3: vision-speech joint training).
 """
 
 from __future__ import annotations

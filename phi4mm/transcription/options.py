@@ -14,7 +14,7 @@ LONGEST_SUMMARY = 1800.0  # seconds: Phi-4-multimodal was trained to summarise u
 
 @dataclass(frozen=True)
 class SpeechOptions:
-    """What ``Phi4MM.transcribe`` takes beside the request's own options. The four last thresholds are Whisper's
+    """What ``Phi4MM.transcribe`` takes beside the request's own options. The last three thresholds are Whisper's
     (Radford et al. 2022, section 4.5).
 
     Attributes:
@@ -29,6 +29,7 @@ class SpeechOptions:
         logprob_threshold: a mean log-probability of a reply's tokens below this: it fails.
         no_speech_threshold: a piece less probably speech than 1 minus this, whose reply fails by its log-probability,
             says nothing.
+        word_timestamps: estimate when each word is said; costs one more pass over each piece.
 
     Raises:
         PromptError: a value is out of range.
@@ -44,6 +45,7 @@ class SpeechOptions:
     compression_ratio_threshold: float = 2.4
     logprob_threshold: float = -1.0
     no_speech_threshold: float = 0.6
+    word_timestamps: bool = False
 
     def __post_init__(self) -> None:
         _require(self.channel is None or self.channel >= 0, "channel", self.channel, "0 or more, or None")
@@ -69,6 +71,8 @@ class SpeechOptions:
     def split(cls, options: Mapping[str, Any], *, task: str = "transcribe") -> tuple[SpeechOptions, dict[str, Any]]:
         """These options, and those that are left for the request; a summary is by default of all that is said."""
         names = {field.name for field in fields(cls)}
+        timed = options.get("word_timestamps", False)
+        _require(task == "transcribe" or not timed, "word_timestamps", timed, f"False for the task {task!r}")
         if task == "summarize":
             options = {"max_piece": LONGEST_SUMMARY, "min_silence": LONGEST_SUMMARY, **options}
         own = {name: value for name, value in options.items() if name in names}
@@ -88,6 +92,7 @@ class TranscribeOptions(DecodingOptions, total=False):
     compression_ratio_threshold: float
     logprob_threshold: float
     no_speech_threshold: float
+    word_timestamps: bool
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Protocol, Unpack, cast
 
-from phi4mm.errors import BatchError
+from phi4mm.errors import BatchError, Phi4MMError
 from phi4mm.inputs.audio import Waveform
 from phi4mm.inputs.processor import Processor
 from phi4mm.model.config import SpeechConfig
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.transcription.alignment import align_words
 from phi4mm.transcription.detector import SpeechDetector
 from phi4mm.transcription.options import SpeechOptions
 from phi4mm.transcription.pieces import Piece, cut, frames
-from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
+from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript, Word
 
 
 class Chat(Protocol):
@@ -38,11 +39,13 @@ class Attempt:
         text: what was said.
         temperature: at which it was decoded.
         avg_logprob: mean log-probability of its tokens.
+        token_ids: of the text.
     """
 
     text: str
     temperature: float
     avg_logprob: float
+    token_ids: tuple[int, ...]
 
     @property
     def compression_ratio(self) -> float:
@@ -54,6 +57,13 @@ class Attempt:
         return (
             self.compression_ratio > options.compression_ratio_threshold or self.avg_logprob < options.logprob_threshold
         )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """That an audio was read to its end and all its segments were given; or why it could not be."""
+
+    failure: Phi4MMError | OSError | None = None
 
 
 class Transcription:
@@ -107,19 +117,37 @@ class Transcription:
                     start, said = False, True
 
     def _run(self) -> Iterator[Segment]:
-        pieces = self.pieces()
-        while group := list(islice(pieces, self._options.batch_size)):
-            for piece, attempt in zip(group, self._decode(group), strict=True):
-                if attempt.text:
-                    yield Segment(
-                        start=round(piece.start, 3),
-                        end=round(piece.end, 3),
-                        text=attempt.text,
-                        avg_logprob=attempt.avg_logprob,
-                        compression_ratio=attempt.compression_ratio,
-                        no_speech_prob=1.0 - piece.speech if self._options.vad else None,
-                        temperature=attempt.temperature,
-                    )
+        for _, event in together([self]):
+            if isinstance(event, Segment):
+                yield event
+            elif event.failure is not None:
+                raise event.failure
+
+    @property
+    def batch_size(self) -> int:
+        """The most pieces decoded together."""
+        return self._options.batch_size
+
+    def segment(self, piece: Piece, attempt: Attempt) -> Segment:
+        """What was said in a piece of this audio."""
+        return Segment(
+            start=round(piece.start, 3),
+            end=round(piece.end, 3),
+            text=attempt.text,
+            avg_logprob=attempt.avg_logprob,
+            compression_ratio=attempt.compression_ratio,
+            no_speech_prob=1.0 - piece.speech if self._options.vad else None,
+            temperature=attempt.temperature,
+            words=self._timed(piece, attempt) if self._options.word_timestamps else None,
+        )
+
+    def _timed(self, piece: Piece, attempt: Attempt) -> tuple[Word, ...] | None:
+        """The words of a piece, in seconds from the audio's start."""
+        request = replace(self._request, audios=[(piece.samples, piece.sampling_rate)])
+        words = align_words(self._chat.model, self._chat.processor, request, attempt.token_ids)
+        return words and tuple(
+            Word(word.text, round(piece.offset + word.start, 3), round(piece.offset + word.end, 3)) for word in words
+        )
 
     def pieces(self) -> Iterator[Piece]:
         """What is handed to the model, without decoding it."""
@@ -138,8 +166,8 @@ class Transcription:
             self.duration += waveform.duration
             yield waveform
 
-    def _decode(self, pieces: Sequence[Piece]) -> list[Attempt]:
-        """The best attempt at each piece."""
+    def decode(self, pieces: Sequence[Piece]) -> list[Attempt]:
+        """The best attempt at each piece, of this audio or of others that are transcribed with the same options."""
         attempts: list[list[Attempt]] = [[] for _ in pieces]
         going = list(range(len(pieces)))
         for number, temperature in enumerate(self._options.temperatures(self._request.temperature)):
@@ -167,7 +195,7 @@ class Transcription:
         except BatchError as error:
             raise next(iter(error.errors.values())) from None
         for request, reply in zip(requests, replies, strict=True):
-            yield Attempt(reply.text.strip(), request.temperature, reply.avg_logprob)
+            yield Attempt(reply.text.strip(), request.temperature, reply.avg_logprob, reply.token_ids)
 
     def _silenced(self, attempt: Attempt, piece: Piece) -> Attempt:
         """The attempt, without its words where there is probably no speech and they are improbable."""
@@ -181,6 +209,71 @@ class Transcription:
             return attempts[-1]
         bound = self._options.compression_ratio_threshold
         return min(attempts, key=lambda attempt: (max(attempt.compression_ratio, bound), -attempt.avg_logprob))
+
+
+class _Audio:
+    """One of several that are transcribed together: what is known of it and was not yet given away."""
+
+    def __init__(self, run: Transcription) -> None:
+        self.run = run
+        self.segments = deque[Segment]()
+        self.num_waiting = 0  # pieces that are not decoded
+        self.end: Ended | None = None
+
+
+def together(runs: Iterable[Transcription]) -> Iterator[tuple[Transcription, Segment | Ended]]:
+    """Transcribe many audios, whose pieces share batches: each one's segments, then its ``Ended``, in order.
+
+    What is wrong with one audio ends that one alone.
+
+    Args:
+        runs: of one model, with the same options; each is taken when the one before was read to its end.
+    """
+    audios = deque[_Audio]()
+    waiting: list[tuple[_Audio, Piece]] = []
+
+    def decode() -> None:
+        pieces = [piece for _, piece in waiting]
+        try:
+            attempts = waiting[0][0].run.decode(pieces)
+        except Phi4MMError as error:
+            for audio, _ in waiting:
+                audio.end = Ended(error)
+            attempts = []
+        for (audio, piece), attempt in zip(waiting, attempts, strict=False):
+            if attempt.text:
+                audio.segments.append(audio.run.segment(piece, attempt))
+        for audio, _ in waiting:
+            audio.num_waiting -= 1
+        waiting.clear()
+
+    def known() -> Iterator[tuple[Transcription, Segment | Ended]]:
+        while audios:
+            first = audios[0]
+            while first.segments:
+                yield first.run, first.segments.popleft()
+            if first.end is None or first.num_waiting:
+                return
+            yield first.run, first.end
+            audios.popleft()
+
+    for run in runs:
+        audio = _Audio(run)
+        audios.append(audio)
+        try:
+            for piece in run.pieces():
+                waiting.append((audio, piece))
+                audio.num_waiting += 1
+                if len(waiting) >= run.batch_size:
+                    decode()
+                    yield from known()
+        except (Phi4MMError, OSError) as error:
+            audio.end = Ended(error)
+        audio.end = audio.end or Ended()
+        yield from known()
+    if waiting:
+        decode()
+    yield from known()
 
 
 def compression_ratio(text: str) -> float:

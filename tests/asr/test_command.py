@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import Queue
 from types import ModuleType, SimpleNamespace
@@ -16,39 +16,45 @@ import pysubs2
 import pytest
 import soundfile
 
-from phi4mm import Segment, Transcript
+from phi4mm import Reply, Request, Route, Transcript, Usage
 from phi4mm.asr import __main__ as command
 from phi4mm.asr.files import find_inputs
 from phi4mm.asr.manual import manual
 from phi4mm.inputs.audio import stream_audio
+from phi4mm.model.config import SpeechConfig
+from phi4mm.transcription.options import SpeechOptions
+from phi4mm.transcription.transcriber import Transcription
 
 ROOT = Path(__file__).parent.parent.parent
 RATE = 16000
 
 
 class StandIn:
-    """What the command needs of ``Phi4MM``; each input is one segment from start to end."""
+    """What the command needs of ``Phi4MM``; each input is one piece, of which it says how long it is."""
+
+    processor = None
+    model = SimpleNamespace(config=SimpleNamespace(speech=SpeechConfig()))
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.batches: list[int] = []
         self.interrupt_at = -1
 
-    def transcribe_stream(self, audio: Any, **options: Any) -> StandIn:
+    def transcribe_stream(self, audio: Any, **options: Any) -> Transcription:
         self.calls.append((audio, options))
         if len(self.calls) == self.interrupt_at:
             raise KeyboardInterrupt
-        self.duration = 0.0
-        self._parts = stream_audio(audio, channel=options.get("channel"))
-        return self
+        heard = stream_audio(audio, channel=options.get("channel"))
+        return Transcription(self, heard, Request("Say"), SpeechOptions(vad=False, batch_size=options["batch_size"]))
 
-    def __iter__(self) -> Iterator[Segment]:
-        for part in self._parts:
-            self.duration += part.duration
-        yield Segment(0.0, self.duration, f"{self.duration:.1f} seconds")
+    def chat_batch(self, requests: Sequence[Request], *, batch_size: int = 16) -> list[Reply]:
+        self.batches.append(len(requests))
+        texts = ["".join(self.stream(request.text, audios=request.audios)) for request in requests]
+        return [Reply(text, (), Route(None, None), "stop", 0.0, Usage(1, 1)) for text in texts]
 
-    def words(self) -> Iterator[str]:
-        for segment in self:
-            yield from segment.text.partition(" ")
+    def stream(self, text: str = "", *, audios: Any, **options: Any) -> Iterator[str]:
+        [(samples, rate)] = audios
+        yield from f"{len(samples) / rate:.1f} seconds".partition(" ")
 
 
 @pytest.fixture
@@ -78,6 +84,7 @@ def test_a_folder_with_bad_files(model: StandIn, tmp_path: Path, capsys: pytest.
         True
     ] * 10
     assert len(list(out.iterdir())) == 190
+    assert model.batches == [8] * 23 + [6]
     assert Transcript.from_dict(json.loads((out / "000.json").read_text("utf-8"))).text == "0.1 seconds"
 
     write(folder / "007.wav", 0.2)
@@ -148,12 +155,15 @@ def test_standard_input(
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     assert command.main(["-"]) == 0
     assert capsys.readouterr().out == "0.7 seconds\n"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"not audio")))
+    assert command.main(["-"]) == 1
+    assert "phi4mm.asr: standard input: is not audio" in capsys.readouterr().err
 
 
 def test_interrupted(model: StandIn, tmp_path: Path) -> None:
     files = [str(write(tmp_path / f"{name}.wav", 0.3)) for name in "abc"]
     model.interrupt_at = 3
-    assert command.main([*files, "--output-dir", str(tmp_path / "out")]) == 130
+    assert command.main([*files, "--output-dir", str(tmp_path / "out"), "--batch-size", "1"]) == 130
     written = {path.name: path.read_text("utf-8") for path in (tmp_path / "out").iterdir()}
     assert written == {"a.txt": "0.3 seconds\n", "b.txt": "0.3 seconds\n"}
 

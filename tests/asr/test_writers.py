@@ -13,7 +13,7 @@ import pysubs2
 import pytest
 
 from phi4mm.asr.writers import FORMATS, JsonWriter, Lines, SrtWriter, TextWriter, TsvWriter, VttWriter, writers
-from phi4mm.types import Segment, Transcript
+from phi4mm.types import Segment, Transcript, Word
 
 LONG = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness."
 TRANSCRIPT = Transcript(
@@ -76,6 +76,13 @@ def test_layout(width: int, count: int) -> None:
     assert all(len(line) <= (width or 999) for cue in cues for line in cue.text.split("\n"))
     spoken = "".join(segment.text for segment in TRANSCRIPT.segments)
     assert "".join("".join(cue.text for cue in cues).split()) == "".join(spoken.split())
+
+
+def test_cues_have_the_times_of_their_words() -> None:
+    words = tuple(Word(text, start, start + 0.3) for text, start in (("one", 1.0), ("two", 1.5), ("three", 4.0)))
+    timed = Transcript.of([Segment(0.9, 4.4, "one two three", words=words)], 5.0)
+    cues = [(cue.start, cue.end, cue.text) for cue in SrtWriter(Lines(8, 1)).cues(timed)]
+    assert cues == [(1.0, 1.8, "one two"), (4.0, 4.3, "three")]
 
 
 def test_all_is_every_format() -> None:
