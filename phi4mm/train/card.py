@@ -11,6 +11,7 @@ import torch
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.data import HELD_OUT_FSDD, HELD_OUT_VOICES
+from phi4mm.train.drawing import PRINTED
 from phi4mm.train.files import replaced
 from phi4mm.train.measure import AS_ROUTED, CONDITIONS, Figure
 
@@ -102,6 +103,7 @@ Word error rates. "8 kHz" and "16 kHz" are the same clips resampled first; "nois
 speech.
 
 {speech_table(figures)}
+{other_speech_figures(figures)}
 ## How well it sees
 
 Answers that are right to the letter.
@@ -118,8 +120,8 @@ The same with each row's adapter switched off, and with the other modality's ada
   about pictures. Anything else comes out as those; ordinary read speech is out of reach.
 - Clips up to about 8 seconds with up to eight or ten words; longer ones were not in the training data.
 - English, close microphone; little noise, no music, one speaker at a time.
-- Pictures of one flat shape on a light ground; several are counted no better than the table says. Printed text is in
-  the recipe, but was not learnt in the time that there was.
+- Pictures of one flat shape on a light ground; several are counted, and printed text is read, no better than the table
+  says. Of words, only the {len(PRINTED)} that the recipe prints are known (`PRINTED` in `phi4mm/train/drawing.py`).
 - Its chat is a toy: letters, numbers, small sums; asked beyond that, it says that it does not know.
 
 ## How it was made
@@ -132,9 +134,11 @@ The same with each row's adapter switched off, and with the other modality's ada
    AN4's clips, where their speakers pause between all words, are also cut into single words and joined anew.
 4. With the tower frozen, the audio projector, taught to say in embeddings what CTC heard, then projector and speech
    adapter through the frozen backbone, on the loss of the answers alone.
-5. The vision tower, first by CTC on what is in a picture in reading order; then its projector in the same way; then
-   tower, projector and vision adapter on the answers, a share of the questions as a stand-in for speech.
-6. The projector of audio beside a picture, starting from the speech one, on spoken questions; all else frozen.
+5. The vision tower, first on single printed words and digits, then by CTC on what is in a picture in reading order;
+   then its projector in the same way; then tower, projector and vision adapter on the answers, a share of the questions
+   as a stand-in for speech.
+6. The projector of audio beside a picture, starting from the speech one, and the vision adapter, on spoken questions
+   with typed ones among them; all else frozen.
 
 sha256 of the frozen backbone's tensors (`phi4mm/train/fingerprint.py`), the same after every stage:
 
@@ -174,6 +178,8 @@ Data, licences, recipe and limits: [the checkpoint's card](../../assets/README.m
 Word error rates on held-out speakers:
 
 {speech_table(figures)}
+{other_speech_figures(figures)}
+
 {adapter_table([figure for figure in figures if figure.measure == "WER"])}
 Measured by `{MEASURE}`.
 """
@@ -209,6 +215,24 @@ def speech_table(figures: Sequence[Figure]) -> str:
             shares = [f"{100 * by_condition[condition].value:.1f} %" for condition in by_condition]
             lines.append([SPEECH_GROUPS[group], str(one.count), str(one.words), *shares])
     return _markdown(lines)
+
+
+def other_speech_figures(figures: Sequence[Figure]) -> str:
+    """What is measured of speech beside the table, in sentences."""
+    found = {(figure.group, figure.condition): figure for figure in figures}
+    sentences = []
+    if read := found.get(("read speech", "as recorded")):
+        sentences.append(
+            f"Read speech (Mini LibriSpeech, {read.count} clips, {read.words} words, most of which it does not know): "
+            f"{100 * read.value:.1f} %."
+        )
+    if (start := found.get(("word times", "start"))) and (end := found.get(("word times", "end"))):
+        sentences.append(
+            f"Word time stamps (`word_timestamps=True`), on {start.count} rightly heard words of the held-out synthetic"
+            f" voices, joined at known times: starts are off by {1000 * start.value:.0f} ms, ends by "
+            f"{1000 * end.value:.0f} ms (medians)."
+        )
+    return textwrap.fill(" ".join(sentences), 120)
 
 
 def picture_table(figures: Sequence[Figure]) -> str:

@@ -16,6 +16,7 @@ from phi4mm.inputs.audio import LOW_SAMPLING_RATE, SAMPLING_RATE, Waveform, load
 from phi4mm.train.augment import resample
 from phi4mm.train.data import Clip
 from phi4mm.train.pictures import Picture
+from phi4mm.train.timing import word_time_errors
 from phi4mm.types import Request
 
 MAX_NEW_TOKENS = 48  # a clip's words at most; a reply that does not end is cut here and counted wrong
@@ -28,10 +29,11 @@ PICTURE_ADAPTERS = ("auto", None, "speech")
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured: ``value`` is the word error rate, or the share of right answers, of ``count`` clips or
-    questions. ``condition`` tells how the clips were changed, or which adapter was used."""
+    """What was measured: ``value`` is the word error rate, the share of right answers, or the median absolute error in
+    seconds, of ``count`` clips or questions. ``condition`` tells how the clips were changed, which adapter was used, or
+    what the error is of."""
 
-    measure: str  # "WER" or "accuracy"
+    measure: str  # "WER", "accuracy" or "error"
     group: str
     condition: str
     value: float
@@ -136,6 +138,28 @@ def speech_figures(model: Phi4MM, held_out: Mapping[str, Sequence[Clip]]) -> lis
             value = word_error_rate(model, clips, adapter=adapter)
             found.append(Figure("WER", group, _with(adapter), value, **size))
     return found
+
+
+def read_speech_figure(model: Phi4MM, clips: Sequence[Clip]) -> Figure:
+    """Of clips of any length and vocabulary, which are cut at silences."""
+    references = [" ".join(clip.words) for clip in clips]
+    hypotheses = [model.transcribe(clip.path, max_new_tokens=MAX_NEW_TOKENS).text for clip in clips]
+    size = {"count": len(clips), "words": sum(len(clip.words) for clip in clips)}
+    return Figure("WER", "read speech", "as recorded", jiwer.wer(references, hypotheses), **size)
+
+
+def word_time_figures(model: Phi4MM, voices: Mapping[str, Sequence[Clip]]) -> list[Figure]:
+    """Median absolute errors of word time stamps, over all voices."""
+    errors: dict[str, list[float]] = {"start": [], "end": []}
+    for clips in voices.values():
+        starts, ends = word_time_errors(model, clips)
+        errors["start"] += starts
+        errors["end"] += ends
+    return [
+        Figure("error", "word times", edge, float(np.median(seconds)), len(seconds), len(seconds))
+        for edge, seconds in errors.items()
+        if seconds
+    ]
 
 
 def picture_figures(model: Phi4MM, groups: Mapping[str, Sequence[AskedPicture]]) -> list[Figure]:

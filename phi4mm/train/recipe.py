@@ -9,7 +9,7 @@ from pathlib import Path
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.train.config import small_config
-from phi4mm.train.data import Clip, Split, held_out_questions, speech_corpora
+from phi4mm.train.data import Clip, Split, held_out_questions, read_clips, speech_corpora
 from phi4mm.train.loop import StageFolder
 from phi4mm.train.pictures import PictureSplit, easy_vqa
 from phi4mm.train.shards import vocabulary_of
@@ -17,6 +17,7 @@ from phi4mm.train.text import COUNT_QUESTIONS, READ_QUESTIONS, Corpus, TextTasks
 from phi4mm.train.words import SPOKEN
 
 NUM_VERSIONS = 6
+NUM_READ = 60  # clips of ordinary read speech that are judged
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,12 @@ class Recipe:
         """Of each held-out group of speakers, the clips whose words are all known."""
         known = set(self.vocabulary)
         return {name: tuple(c for c in clips if set(c.words) <= known) for name, clips in self.split.held_out.items()}
+
+    @cached_property
+    def read_speech(self) -> tuple[Clip, ...]:
+        """Ordinary read speech, which no stage hears; its texts are among the backbone's."""
+        clips = read_clips(self.data / "mini_librispeech" / "train.jsonl", "mini_librispeech")
+        return tuple(clips[:: max(1, len(clips) // NUM_READ)])
 
     @cached_property
     def asked_aloud(self) -> tuple[Clip, ...]:

@@ -15,7 +15,7 @@ from phi4mm.train.backbone import BackboneOptions, train_backbone
 from phi4mm.train.bank import PictureBank, write_bank
 from phi4mm.train.card import write_cards
 from phi4mm.train.cuts import cut_words
-from phi4mm.train.data import read_clips, write_manifest
+from phi4mm.train.data import HELD_OUT_VOICES, read_clips, write_manifest
 from phi4mm.train.drawing import PRINTED, draw_shape, draw_shapes, draw_text
 from phi4mm.train.export import Part, assemble, export, learnt, ship
 from phi4mm.train.files import read_json, read_tensors, write_json, write_tensors
@@ -26,8 +26,10 @@ from phi4mm.train.measure import (
     asked_aloud,
     asked_of,
     picture_figures,
+    read_speech_figure,
     speech_figures,
     word_error_rate,
+    word_time_figures,
 )
 from phi4mm.train.pictures import Picture
 from phi4mm.train.recipe import Recipe
@@ -232,8 +234,12 @@ def measure(recipe: Recipe) -> None:
     groups = {name: asked_of(some) for name, some in pictures.items()}
     groups["asked aloud"] = asked_aloud(recipe.asked_aloud, pictures["easy_vqa"], each=5)
     found = [*speech_figures(phi4mm, recipe.heard), *picture_figures(phi4mm, groups)]
+    found.append(read_speech_figure(phi4mm, recipe.read_speech))
+    found += word_time_figures(
+        phi4mm, {voice: recipe.heard[voice] for voice in HELD_OUT_VOICES if voice in recipe.heard}
+    )
     for figure in found:
-        log.info("%s, %s: %s %.2f %%", figure.group, figure.condition, figure.measure, 100 * figure.value)
+        log.info("%s, %s: %s %.4f", figure.group, figure.condition, figure.measure, figure.value)
     write_json(recipe.figures_file, [figure.to_dict() for figure in found])
 
 

@@ -142,6 +142,9 @@ def test_cards_tell_the_figures(config: Phi4MMConfig, tmp_path: Path) -> None:
         Figure("WER", "fsdd", "no adapter", 0.9, 500, 500),
         Figure("WER", "fsdd", "vision adapter", 0.8, 500, 500),
         Figure("accuracy", "easy_vqa", "as routed", 0.971, 3850, 0),
+        Figure("WER", "read speech", "as recorded", 0.95, 60, 900),
+        Figure("error", "word times", "start", 0.013, 80, 80),
+        Figure("error", "word times", "end", 0.017, 80, 80),
     ]
     write_cards(tmp_path, config, figures, ["flite-slt", "flite-awb"], "0123abcd")
     card = (tmp_path / "assets" / "README.md").read_text(encoding="utf-8")
