@@ -1,0 +1,116 @@
+"""``python -m phi4mm.bench.long_file``: a long recording made of clips, against the clips one by one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+
+import jiwer
+import numpy as np
+import soundfile
+import soxr
+
+from phi4mm.api import Phi4MM
+
+RATE = 16000
+PAUSE = (1.2, 3.0)  # seconds between clips
+AUDIBLE = 0.05  # of a clip's peak: where speech begins
+SETTLED = 0.03  # seconds that it must last
+SHORT_SECONDS = 30.0  # of the file that the memory is compared with
+
+
+def audible_from(samples: np.ndarray) -> float:
+    """Seconds to the first moment from which speech is audible."""
+    step = round(SETTLED * RATE)
+    peaks = np.abs(samples[: len(samples) // step * step]).reshape(-1, step).max(1)
+    return float(np.flatnonzero(peaks > AUDIBLE * np.abs(samples).max())[0]) * SETTLED
+
+
+def read_manifest(manifest: Path) -> Iterator[tuple[np.ndarray, str]]:
+    """Samples at 16 kHz and text of each clip (JSON lines: audio_filepath relative to the manifest, text)."""
+    for line in manifest.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        samples, rate = soundfile.read(manifest.parent / row["audio_filepath"], dtype="float32", always_2d=True)
+        yield soxr.resample(samples.mean(1), rate, RATE), row["text"]
+
+
+def write_long(path: Path, clips: Sequence[tuple[np.ndarray, str]], seconds: float) -> tuple[list[float], list[str]]:
+    """Write clips one after another with pauses until there are ``seconds``; when each begins, and what is said."""
+    random = Random(0)
+    starts, texts, length = list[float](), list[str](), 0
+    with soundfile.SoundFile(path, "w", RATE, 1) as file:
+        while length < seconds * RATE:
+            samples, text = clips[len(texts) % len(clips)]
+            pause = np.zeros(round(random.uniform(*PAUSE) * RATE), np.float32)
+            starts.append((length + len(pause)) / RATE + audible_from(samples))
+            texts.append(text)
+            length += len(pause) + len(samples)
+            file.write(pause)
+            file.write(samples)
+    return starts, texts
+
+
+def transcribe(path: Path) -> dict[str, object]:
+    """Segments of a file, the seconds that it took, and the peak memory of this process before and after."""
+    phi4mm = Phi4MM.from_pretrained()
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    begun = time.perf_counter()
+    transcript = phi4mm.transcribe(path)
+    return {
+        "seconds": time.perf_counter() - begun,
+        "duration": transcript.duration,
+        "segments": [[segment.start, segment.text] for segment in transcript.segments],
+        "model_bytes": loaded,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def transcribed_alone(path: Path) -> dict[str, object]:
+    """``transcribe`` in a process of its own, whose peak memory is that of this file."""
+    command = [sys.executable, "-m", "phi4mm.bench.long_file", "--file", str(path)]
+    found: dict[str, object] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m phi4mm.bench.long_file", description=__doc__)
+    parser.add_argument("--data", type=Path, help="manifest of clips: JSON lines with audio_filepath and text")
+    parser.add_argument("--minutes", type=float, default=30.0, help="default: 30")
+    parser.add_argument("--file", type=Path, help="only transcribe this file, and print what was found as JSON")
+    options = parser.parse_args()
+    if options.file:
+        print(json.dumps(transcribe(options.file)))
+        return
+    if options.data is None:
+        parser.error("--data is needed")
+    clips = list(read_manifest(options.data))
+    with tempfile.TemporaryDirectory() as folder:
+        long, short = Path(folder) / "long.wav", Path(folder) / "short.wav"
+        starts, texts = write_long(long, clips, 60 * options.minutes)
+        write_long(short, clips, SHORT_SECONDS)
+        found, brief = transcribed_alone(long), transcribed_alone(short)
+    phi4mm = Phi4MM.from_pretrained()
+    used = [samples for samples, _ in clips][: len(texts)]
+    alone = [transcript.text for transcript in phi4mm.transcribe_batch([(samples, RATE) for samples in used])]
+    segments: list[tuple[float, str]] = [(start, text) for start, text in found["segments"]]  # type: ignore[attr-defined]
+    together = jiwer.wer(" ".join(texts), " ".join(text for _, text in segments))
+    one_by_one = jiwer.wer([text for _, text in clips][: len(used)], alone)
+    errors = [min(abs(start - true) for true in starts) for start, _ in segments]
+    growth = found["peak_bytes"] / brief["peak_bytes"]  # type: ignore[operator]
+    print(f"{found['duration']:.0f} s, {len(texts)} clips, {len(segments)} segments, {found['seconds']:.0f} s of work")
+    print(f"word error rate: {100 * together:.2f} % in the file, {100 * one_by_one:.2f} % clip by clip")
+    late = sum(error > 0.3 for error in errors)
+    print(f"segment starts: off by {np.median(errors):.3f} s (median), {max(errors):.3f} s (most), {late} over 0.3 s")
+    print(f"peak memory of the process: {growth:.2f} times that of a file of {SHORT_SECONDS:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
