@@ -114,15 +114,15 @@ class PrefillAttention:
             slot, end = stretch.slot, stretch.end
             kept_keys[slot, :, stretch.start : end] = some_keys
             kept_values[slot, :, stretch.start : end] = some_values
+            # Heads that share a key are given views of it: with ``enable_gqa`` CUDA has no fused kernel under a mask.
+            grouped = some_query.unflatten(0, (some_keys.shape[0], -1))
+            some_keys, some_values = (
+                kept[slot, :, None, :end].expand(-1, grouped.shape[1], -1, -1) for kept in (kept_keys, kept_values)
+            )
             attended.append(
                 F.scaled_dot_product_attention(
-                    some_query[None],
-                    kept_keys[slot : slot + 1, :, :end],
-                    kept_values[slot : slot + 1, :, :end],
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    enable_gqa=True,
-                )[0]
+                    grouped, some_keys, some_values, attn_mask=mask, is_causal=mask is None
+                ).flatten(0, 1)
             )
         return torch.cat(attended, dim=1).transpose(0, 1).unsqueeze(2)
 
