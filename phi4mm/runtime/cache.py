@@ -17,6 +17,16 @@ from phi4mm.model.config import BackboneConfig
 _LEAST_CAPACITY = 256  # tokens; from there slots double, so that a long row is copied a few times at most
 
 
+def power_of_two(number: int) -> int:
+    """The least power of two that is at least ``number``."""
+    return 1 << (number - 1).bit_length()
+
+
+def capacity_for(num_tokens: int) -> int:
+    """The capacity to make room for ``num_tokens`` with."""
+    return max(_LEAST_CAPACITY, power_of_two(num_tokens))
+
+
 class KeyValueCache:
     """Keys and values of every layer, [slots, key/value heads, capacity, head] each, written in place.
 
@@ -47,7 +57,7 @@ class KeyValueCache:
         """Make every slot hold at least ``num_tokens``."""
         if num_tokens <= self.capacity:
             return
-        capacity = max(_LEAST_CAPACITY, 1 << (num_tokens - 1).bit_length())
+        capacity = capacity_for(num_tokens)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
                 tensors[layer] = _zeros((*old.shape[:2], capacity, old.shape[3]), old)
@@ -96,7 +106,7 @@ class PrefillAttention:
         if not stretch.start and (window is None or stretch.end <= window):
             return None
         positions = torch.arange(stretch.start, stretch.end, device=like.device)
-        return _additive(visible_keys(positions[None], stretch.end, window)[0, 0], like)
+        return additive(visible_keys(positions[None], stretch.end, window)[0, 0], like)
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[tokens, heads, 1, head], keys and values with their own number of heads -> the shape of ``query``."""
@@ -150,7 +160,7 @@ class DecodeAttention:
         self.mask: Tensor | None = None
         if list(slots) == list(range(num_rows)) and end <= max(2 * min(positions), _LEAST_CAPACITY):
             self.parts.append((slice(0, num_rows), slice(0, num_rows), slice(0, end)))
-            self.mask = _additive(visible_keys(self.positions[:, None], end, window), like)
+            self.mask = additive(visible_keys(self.positions[:, None], end, window), like)
         else:
             for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
                 first = 0 if window is None else max(position + 1 - window, 0)
@@ -177,7 +187,7 @@ def _heads_first(states: Tensor) -> Tensor:
     return states.squeeze(2).transpose(0, 1)
 
 
-def _additive(visible: Tensor, like: Tensor) -> Tensor:
+def additive(visible: Tensor, like: Tensor) -> Tensor:
     """0 where a key is seen and minus infinity elsewhere, computed once for all layers."""
     return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, float("-inf"))
 
