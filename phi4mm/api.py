@@ -19,10 +19,12 @@ from phi4mm.inputs.prompt import speech_prompt, with_hotwords
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.pipeline import Prepare, answer_all, answer_of, sampling_of
-from phi4mm.runtime.engine import Generation
+from phi4mm.runtime.compiled import CompiledRunners
+from phi4mm.runtime.engine import Generation, MakeRunner
 from phi4mm.runtime.fold import FoldedLinear, unfold
 from phi4mm.runtime.fold import fold as fold_adapter
 from phi4mm.runtime.quantize import QuantizedLinear, quantize_backbone
+from phi4mm.runtime.runner import ModelRunner
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
@@ -40,8 +42,9 @@ class Phi4MM:
         processor: requests to a batch; ``processor(requests)``.
     """
 
-    def __init__(self, model: Phi4MMModel, tokenizer_file: Path) -> None:
+    def __init__(self, model: Phi4MMModel, tokenizer_file: Path, *, make_runner: MakeRunner = ModelRunner) -> None:
         self.model = model
+        self._make_runner = make_runner
         self.tokenizer_file = tokenizer_file
         self.processor = Processor(model.config, Tokenizer(tokenizer_file))
 
@@ -54,6 +57,7 @@ class Phi4MM:
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
         fold: str | None = None,
+        compile: bool = False,
         revision: str | None = None,
     ) -> Phi4MM:
         """Load a checkpoint.
@@ -67,18 +71,23 @@ class Phi4MM:
                 projectors and embedding stay as they are. Decoding reads less; long prompts become slower.
             fold: an adapter to fold into a copy of the decoder's weights, for a run of rows that all take it; rows of
                 other routes are still right. ``model.unfold()`` drops the copy.
+            compile: compile decoding (torch.compile, with CUDA graphs on a GPU); the first steps of each size take a
+                while. It needs Triton on a GPU, a C++ compiler on a CPU, and weights that are not quantised.
             revision: branch, tag or commit of a hub id.
 
         Raises:
             CheckpointError: the checkpoint cannot be had, or its files are wrong.
             Phi4MMError: the device, dtype, quantisation or adapter to fold is not to be had.
         """
+        if compile and quantize is not None:
+            raise Phi4MMError(f"compile=True does not go with quantize={quantize!r}; leave out one of them")
         checkpoint = load_checkpoint(source, device=_device(device), dtype=_dtype(dtype), revision=revision)
         if quantize is not None:
             quantize_backbone(checkpoint.model, quantize)
         if fold is not None:
             fold_adapter(checkpoint.model, fold)
-        return cls(checkpoint.model, checkpoint.tokenizer_file)
+        make_runner = CompiledRunners() if compile else ModelRunner
+        return cls(checkpoint.model, checkpoint.tokenizer_file, make_runner=make_runner)
 
     def unfold(self) -> None:
         """Drop what ``fold`` made; the frozen weights are bit for bit what they were."""
@@ -224,11 +233,12 @@ class Phi4MM:
     def _answer(self, jobs: Sequence[Prepare], *, batch_size: int) -> list[Reply | Phi4MMError]:
         if batch_size < 1:
             raise PromptError(f"batch_size is {batch_size}; expected 1 or more")
-        return answer_all(self.model, self.processor, jobs, batch_size=batch_size)
+        return answer_all(self.model, self.processor, jobs, batch_size=batch_size, make_runner=self._make_runner)
 
     def _pieces(self, request: Request, row: Row) -> Iterator[str]:
         answer = answer_of(request, row, self.model, self.processor)
-        for step in Generation(self.model, self.processor.collate([row]), [sampling_of(request, self.model)]):
+        batch, samplings = self.processor.collate([row]), [sampling_of(request, self.model)]
+        for step in Generation(self.model, batch, samplings, make_runner=self._make_runner):
             if piece := answer.push(step):
                 yield piece
             if answer.finished:

@@ -11,7 +11,7 @@ from phi4mm.answer import Answer
 from phi4mm.errors import Phi4MMError
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.runtime.engine import Engine, prompts
+from phi4mm.runtime.engine import Engine, MakeRunner, prompts
 from phi4mm.runtime.runner import ModelRunner
 from phi4mm.runtime.sampling import Sampling
 from phi4mm.types import Reply, Request
@@ -22,7 +22,12 @@ _AHEAD = 2  # batches of rows that are read ahead of decoding
 
 
 def answer_all(
-    model: Phi4MMModel, processor: Processor, jobs: Sequence[Prepare], *, batch_size: int
+    model: Phi4MMModel,
+    processor: Processor,
+    jobs: Sequence[Prepare],
+    *,
+    batch_size: int,
+    make_runner: MakeRunner = ModelRunner,
 ) -> list[Reply | Phi4MMError]:
     """Answer every job, in any order, and return the replies in the jobs' order.
 
@@ -31,6 +36,7 @@ def answer_all(
         processor: of the same checkpoint.
         jobs: each reads a request's media; called in a thread.
         batch_size: the most rows decoded together.
+        make_runner: of the model and a number of slots.
 
     Returns:
         For each job its reply, or the ``Phi4MMError`` that it raised.
@@ -38,7 +44,7 @@ def answer_all(
     results: dict[int, Reply | Phi4MMError] = {}
     if not jobs:
         return []
-    engine = Engine(ModelRunner(model, min(batch_size, len(jobs))))
+    engine = Engine(make_runner(model, min(batch_size, len(jobs))))
     answers: dict[int, tuple[int, Answer]] = {}
     with ThreadPoolExecutor(min(os.cpu_count() or 1, len(jobs), batch_size)) as pool:
         unread = deque(enumerate(jobs))

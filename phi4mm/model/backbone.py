@@ -128,6 +128,7 @@ class Backbone(nn.Module):
         long_rows: Tensor,
         gate: Gate | None = None,
         cache: CachedAttention | None = None,
+        frequencies: Tensor | None = None,
     ) -> Tensor:
         """Run the decoder.
 
@@ -138,6 +139,7 @@ class Backbone(nn.Module):
             gate: the adapters of each row.
             cache: attends to the earlier tokens of each row; ``None``: these tokens start their rows, and see one
                 another causally.
+            frequencies: the rope's ``inverse_frequencies``, where they are kept.
 
         Returns:
             Normed hidden states [rows, tokens, hidden].
@@ -146,7 +148,7 @@ class Backbone(nn.Module):
         mask = None
         if cache is None and window is not None and embeddings.shape[1] > window:
             mask = visible_keys(positions, embeddings.shape[1], window)
-        cos, sin = rotary_tables(self.config, positions, long_rows)
+        cos, sin = rotary_tables(self.config, positions, long_rows, frequencies)
         rotary = (cos.to(embeddings.dtype), sin.to(embeddings.dtype))
         hidden = embeddings
         for layer in self.layers:

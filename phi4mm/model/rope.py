@@ -10,7 +10,18 @@ from torch import Tensor
 from phi4mm.model.config import BackboneConfig
 
 
-def rotary_tables(config: BackboneConfig, positions: Tensor, long_rows: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_frequencies(config: BackboneConfig, device: torch.device) -> Tensor:
+    """Radians per position of each rotated pair, with the short factors and with the long ones: [2, pairs], float32."""
+    exponents = torch.arange(0, config.rotary_size, 2, device=device).float() / config.rotary_size
+    frequencies = config.rope_theta**exponents
+    short = frequencies * _factors(config.short_factor, frequencies)
+    long = frequencies * _factors(config.long_factor, frequencies)
+    return 1.0 / torch.stack((short, long))
+
+
+def rotary_tables(
+    config: BackboneConfig, positions: Tensor, long_rows: Tensor, frequencies: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The cosines and sines that rotate queries and keys, in float32.
 
     Args:
@@ -18,15 +29,15 @@ def rotary_tables(config: BackboneConfig, positions: Tensor, long_rows: Tensor) 
         positions: token positions [rows, tokens].
         long_rows: bool [rows]; true where the row's length exceeds ``original_max_positions`` and so takes the long
             factors.
+        frequencies: of ``inverse_frequencies``, where they are kept.
 
     Returns:
         cos and sin, each [rows, tokens, rotary_size], scaled by sqrt(1 + ln(max / original) / ln original).
     """
-    exponents = torch.arange(0, config.rotary_size, 2, device=positions.device).float() / config.rotary_size
-    frequencies = config.rope_theta**exponents
-    short = frequencies * _factors(config.short_factor, frequencies)
-    long = frequencies * _factors(config.long_factor, frequencies)
-    inverse = 1.0 / torch.where(long_rows[:, None], long, short)
+    if frequencies is None:
+        frequencies = inverse_frequencies(config, positions.device)
+    short, long = frequencies
+    inverse = torch.where(long_rows[:, None], long, short)
     angles = positions[..., None].float() * inverse[:, None, :]
     angles = torch.cat((angles, angles), dim=-1)
     scale = rotary_scale(config)

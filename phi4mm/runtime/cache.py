@@ -17,6 +17,16 @@ from phi4mm.model.config import BackboneConfig
 _LEAST_CAPACITY = 256  # tokens; from there slots double, so that a long row is copied a few times at most
 
 
+def power_of_two(number: int) -> int:
+    """The least power of two that is at least ``number``."""
+    return 1 << (number - 1).bit_length()
+
+
+def capacity_for(num_tokens: int) -> int:
+    """The capacity to make room for ``num_tokens`` with."""
+    return max(_LEAST_CAPACITY, power_of_two(num_tokens))
+
+
 class KeyValueCache:
     """Keys and values of every layer, [slots, key/value heads, capacity, head] each, written in place.
 
@@ -47,7 +57,7 @@ class KeyValueCache:
         """Make every slot hold at least ``num_tokens``."""
         if num_tokens <= self.capacity:
             return
-        capacity = max(_LEAST_CAPACITY, 1 << (num_tokens - 1).bit_length())
+        capacity = capacity_for(num_tokens)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
                 tensors[layer] = _zeros((*old.shape[:2], capacity, old.shape[3]), old)
@@ -96,7 +106,7 @@ class PrefillAttention:
         if not stretch.start and (window is None or stretch.end <= window):
             return None
         positions = torch.arange(stretch.start, stretch.end, device=like.device)
-        return _additive(visible_keys(positions[None], stretch.end, window)[0, 0], like)
+        return additive(visible_keys(positions[None], stretch.end, window)[0, 0], like)
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[tokens, heads, 1, head], keys and values with their own number of heads -> the shape of ``query``."""
@@ -114,15 +124,15 @@ class PrefillAttention:
             slot, end = stretch.slot, stretch.end
             kept_keys[slot, :, stretch.start : end] = some_keys
             kept_values[slot, :, stretch.start : end] = some_values
+            # Heads that share a key are given views of it: with ``enable_gqa`` CUDA has no fused kernel under a mask.
+            grouped = some_query.unflatten(0, (some_keys.shape[0], -1))
+            some_keys, some_values = (
+                kept[slot, :, None, :end].expand(-1, grouped.shape[1], -1, -1) for kept in (kept_keys, kept_values)
+            )
             attended.append(
                 F.scaled_dot_product_attention(
-                    some_query[None],
-                    kept_keys[slot : slot + 1, :, :end],
-                    kept_values[slot : slot + 1, :, :end],
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    enable_gqa=True,
-                )[0]
+                    grouped, some_keys, some_values, attn_mask=mask, is_causal=mask is None
+                ).flatten(0, 1)
             )
         return torch.cat(attended, dim=1).transpose(0, 1).unsqueeze(2)
 
@@ -150,7 +160,7 @@ class DecodeAttention:
         self.mask: Tensor | None = None
         if list(slots) == list(range(num_rows)) and end <= max(2 * min(positions), _LEAST_CAPACITY):
             self.parts.append((slice(0, num_rows), slice(0, num_rows), slice(0, end)))
-            self.mask = _additive(visible_keys(self.positions[:, None], end, window), like)
+            self.mask = additive(visible_keys(self.positions[:, None], end, window), like)
         else:
             for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
                 first = 0 if window is None else max(position + 1 - window, 0)
@@ -177,7 +187,7 @@ def _heads_first(states: Tensor) -> Tensor:
     return states.squeeze(2).transpose(0, 1)
 
 
-def _additive(visible: Tensor, like: Tensor) -> Tensor:
+def additive(visible: Tensor, like: Tensor) -> Tensor:
     """0 where a key is seen and minus infinity elsewhere, computed once for all layers."""
     return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, float("-inf"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,6 +41,9 @@ class Runner(Protocol):
     def move(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first ``num_tokens`` of one slot to another."""
         ...
+
+
+MakeRunner = Callable[[Phi4MMModel, int], Runner]  # of a model and a number of slots
 
 
 @dataclass(frozen=True)
@@ -242,13 +245,21 @@ class Generation:
         model: in evaluation mode.
         batch: the rows.
         samplings: one per row.
+        make_runner: of the model and a number of slots.
     """
 
-    def __init__(self, model: Phi4MMModel, batch: Batch, samplings: Sequence[Sampling]) -> None:
+    def __init__(
+        self,
+        model: Phi4MMModel,
+        batch: Batch,
+        samplings: Sequence[Sampling],
+        *,
+        make_runner: MakeRunner = ModelRunner,
+    ) -> None:
         self._model = model
         self._batch = batch
         self._samplings = tuple(samplings)
-        self._engine = Engine(ModelRunner(model, len(batch.routes)))
+        self._engine = Engine(make_runner(model, len(batch.routes)))
 
     def stop(self, row: int) -> None:
         """End a row from outside (a stop string was found); the others go on."""

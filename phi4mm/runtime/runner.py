@@ -115,14 +115,17 @@ class ModelRunner:
     Args:
         model: in evaluation mode.
         num_slots: the most rows at a time.
+        cache: with so many slots or more, where it outlives the runner.
     """
 
-    def __init__(self, model: Phi4MMModel, num_slots: int) -> None:
+    def __init__(self, model: Phi4MMModel, num_slots: int, cache: KeyValueCache | None = None) -> None:
         self.model = model
         self.num_slots = num_slots
         self.max_positions = model.config.backbone.max_positions
         self.original_max_positions = model.config.backbone.original_max_positions
-        self.cache = KeyValueCache(model.config.backbone, num_slots, device=model.device, dtype=model.dtype)
+        if cache is None:
+            cache = KeyValueCache(model.config.backbone, num_slots, device=model.device, dtype=model.dtype)
+        self.cache = cache
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         return self.model.backbone.embed_tokens(torch.tensor(token_ids, dtype=torch.long, device=self.model.device))
