@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
+
+KERNELS_KEPT = "64"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +36,17 @@ def load_model(options: argparse.Namespace) -> Phi4MM:
     """
     from phi4mm.api import Phi4MM
 
+    bound_kernel_caches()
     return Phi4MM.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+
+
+def bound_kernel_caches() -> None:
+    """Let oneDNN, and PyTorch's caches over it, keep few kernels: to be called before the first of them runs.
+
+    In bfloat16 each length of a clip brings kernels of its own. By default 1024 are kept: up to 0.8 GB.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)
+    os.environ.setdefault("LRU_CACHE_CAPACITY", KERNELS_KEPT)
 
 
 def report(program: str, error: Exception) -> None:

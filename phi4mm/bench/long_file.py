@@ -19,19 +19,23 @@ import soundfile
 import soxr
 
 from phi4mm.api import Phi4MM
+from phi4mm.cli import bound_kernel_caches
 
 RATE = 16000
 PAUSE = (1.2, 3.0)  # seconds between clips
-AUDIBLE = 0.05  # of a clip's peak: where speech begins
-SETTLED = 0.03  # seconds that it must last
+FRAME = 0.03  # seconds
+AUDIBLE = 25.0  # dB below a clip's loudest frame: where speech begins
+LASTING = 4  # frames that it must last; clicks do not
 SHORT_SECONDS = 30.0  # of the file that the memory is compared with
 
 
 def audible_from(samples: np.ndarray) -> float:
-    """Seconds to the first moment from which speech is audible."""
-    step = round(SETTLED * RATE)
-    peaks = np.abs(samples[: len(samples) // step * step]).reshape(-1, step).max(1)
-    return float(np.flatnonzero(peaks > AUDIBLE * np.abs(samples).max())[0]) * SETTLED
+    """Seconds to the moment at which speech begins."""
+    step = round(FRAME * RATE)
+    power = np.square(samples[: len(samples) // step * step]).reshape(-1, step).mean(1)
+    audible = power > power.max() * 10 ** (-AUDIBLE / 10)
+    lasting = np.lib.stride_tricks.sliding_window_view(audible, LASTING).all(1)
+    return float((np.flatnonzero(lasting) if lasting.any() else np.flatnonzero(audible))[0]) * FRAME
 
 
 def read_manifest(manifest: Path) -> Iterator[tuple[np.ndarray, str]]:
@@ -60,6 +64,7 @@ def write_long(path: Path, clips: Sequence[tuple[np.ndarray, str]], seconds: flo
 
 def transcribe(path: Path) -> dict[str, object]:
     """Segments of a file, the seconds that it took, and the peak memory of this process before and after."""
+    bound_kernel_caches()
     phi4mm = Phi4MM.from_pretrained()
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     begun = time.perf_counter()
