@@ -7,6 +7,8 @@ generator that is handed in.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import soxr
 import torch
@@ -119,11 +121,26 @@ def change_tempo(features: Tensor, random: np.random.Generator) -> Tensor:
     return F.interpolate(features.T.unsqueeze(0), size=frames, mode="linear", align_corners=True).squeeze(0).T
 
 
+# Log-mels of one clip, each time they are used.
+STRETCH = 0.25  # natural logarithm of the pace, at full strength
+SHIFT = 8  # frames in a token: where a word begins within one must not matter
+
+
+def vary_time(features: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
+    """Log-mels [frames, mels] at another pace, begun up to a token later, with the clip's quietest frame before it."""
+    pace = math.exp(float(_uniform(generator, -STRETCH, STRETCH, 1)) * strength)
+    frames = max(1, round(len(features) * pace))
+    stretched = F.interpolate(features.float().T[None], size=frames, mode="linear", align_corners=True)[0].T
+    shift = int(torch.randint(SHIFT, (1,), generator=generator))
+    quietest = stretched[stretched.mean(1).argmin()]
+    return torch.cat((quietest.expand(shift, -1), stretched))
+
+
 # Batches of log-mels (natural logarithm, so a factor e is 1), at full strength.
 CHANNEL = 0.6  # standard deviation of a smooth filter
 GAIN = 1.5
 ROLL_OFF, ROLLED_OFF = 7.0, 0.5  # how far a dull microphone lowers the upper bands, and share of clips
-SUPPRESSION, SUPPRESSED = 10.0, 1.0  # how far noise suppression lowers a fricative, and share of clips
+SUPPRESSION, SUPPRESSED = 10.0, 0.5  # how far noise suppression lowers a fricative, and share of clips
 BURST = 15  # frames of a burst at most
 EXPANSION, EXPANDED = 1.6, 0.5  # by how much an expander widens the range between quiet and loud, and share of clips
 WARP = 0.1  # how much longer or shorter the voice tract

@@ -7,7 +7,7 @@ Single digits come first: trained on everything at once, CTC stays on its platea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jiwer
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from phi4mm.model.config import SpeechConfig
 from phi4mm.model.speech import SpeechTower
-from phi4mm.train.augment import vary_batch
+from phi4mm.train.augment import vary_batch, vary_time
 from phi4mm.train.batches import SpeechBatch, by_length, collate
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.shards import Shard, Utterance
@@ -166,7 +166,10 @@ def varied_batches(
     """The utterances of a shard with a length over 0, augmented, in random batches of ``frames`` frames."""
     generator = torch.Generator().manual_seed(seed)
     for group in by_length(lengths, frames, generator):
-        batch = collate([shard[index] for index in group])
+        clips = [shard[index] for index in group]
+        batch = collate(
+            [replace(clip, features=vary_time(clip.features, generator, strength=strength)) for clip in clips]
+        )
         varied = vary_batch(batch.features, generator, strength=strength)
         yield SpeechBatch(varied, batch.num_frames, batch.words).to(device)
 
