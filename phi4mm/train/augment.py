@@ -122,7 +122,7 @@ def change_tempo(features: Tensor, random: np.random.Generator) -> Tensor:
 
 
 # Log-mels of one clip, each time they are used.
-STRETCH = 0.25  # natural logarithm of the pace, at full strength
+STRETCH = 0.45  # natural logarithm of the pace, at full strength
 SHIFT = 8  # frames in a token: where a word begins within one must not matter
 
 

@@ -48,7 +48,7 @@ from phi4mm.train.voices import available_voices
 log = logging.getLogger(__name__)
 
 NUM_DRAWN = {"shape": 3000, "shapes": 3000, "text": 12000}
-PER_ROUND = {"easy_vqa": 200, "shape": 300, "shapes": 400, "text": 300}  # pictures of each bank
+PER_ROUND = {"easy_vqa": 200, "shape": 300, "shapes": 400, "text": 100}  # pictures of each bank
 NUM_HELD_OUT = 200
 WATCHED = 60  # clips or pictures of each group that are judged while training
 

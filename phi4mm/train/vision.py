@@ -45,7 +45,7 @@ class VisionOptions:
     named: int = 48
     naming: Pace = Pace(steps=300, warmup=50, average=0.98, log_every=150)
     naming_learning_rate: float = 2e-3
-    answering: Pace = Pace(steps=2500, warmup=100, average=0.995, log_every=250)
+    answering: Pace = Pace(steps=4500, warmup=100, average=0.995, log_every=250)
     pictures: int = 8
     questions: int = 4
     learning_rate: float = 1e-3
