@@ -123,17 +123,13 @@ def change_tempo(features: Tensor, random: np.random.Generator) -> Tensor:
 
 # Log-mels of one clip, each time they are used.
 STRETCH = 0.45  # natural logarithm of the pace, at full strength
-SHIFT = 8  # frames in a token: where a word begins within one must not matter
 
 
-def vary_time(features: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
-    """Log-mels [frames, mels] at another pace, begun up to a token later, with the clip's quietest frame before it."""
+def change_pace(features: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
+    """Log-mels [frames, mels] spoken faster or slower at the same pitch."""
     pace = math.exp(float(_uniform(generator, -STRETCH, STRETCH, 1)) * strength)
     frames = max(1, round(len(features) * pace))
-    stretched = F.interpolate(features.float().T[None], size=frames, mode="linear", align_corners=True)[0].T
-    shift = int(torch.randint(SHIFT, (1,), generator=generator))
-    quietest = stretched[stretched.mean(1).argmin()]
-    return torch.cat((quietest.expand(shift, -1), stretched))
+    return F.interpolate(features.float().T[None], size=frames, mode="linear", align_corners=True)[0].T
 
 
 # Batches of log-mels (natural logarithm, so a factor e is 1), at full strength.

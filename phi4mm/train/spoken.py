@@ -41,7 +41,7 @@ class SpokenOptions:
     """A step is a batch of at most ``frames`` log-mel frames, each clip about a picture of its own; or the same
     questions, typed."""
 
-    pace: Pace = Pace(steps=2000, warmup=100, average=0.99, log_every=250)
+    pace: Pace = Pace(steps=1400, warmup=100, average=0.99, log_every=200)
     frames: int = 3000
     typed: float = 0.2  # share of the steps whose questions are typed
     learning_rate: float = 2e-3

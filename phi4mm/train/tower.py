@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from phi4mm.model.config import SpeechConfig
 from phi4mm.model.speech import SpeechTower
-from phi4mm.train.augment import vary_batch, vary_time
+from phi4mm.train.augment import change_pace, vary_batch
 from phi4mm.train.batches import SpeechBatch, by_length, collate
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.shards import Shard, Utterance
@@ -168,7 +168,7 @@ def varied_batches(
     for group in by_length(lengths, frames, generator):
         clips = [shard[index] for index in group]
         batch = collate(
-            [replace(clip, features=vary_time(clip.features, generator, strength=strength)) for clip in clips]
+            [replace(clip, features=change_pace(clip.features, generator, strength=strength)) for clip in clips]
         )
         varied = vary_batch(batch.features, generator, strength=strength)
         yield SpeechBatch(varied, batch.num_frames, batch.words).to(device)
