@@ -31,7 +31,7 @@ class Ours:
         self.model = self.phi.model
 
     def feature_extraction(self) -> None:
-        waveforms = [Waveform(cases.clip(seed=seed), cases.SAMPLING_RATE) for seed in range(8)]
+        waveforms = [Waveform(samples, cases.SAMPLING_RATE) for samples in cases.feature_clips()]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(log_mel, waveforms))
 

@@ -51,8 +51,7 @@ class Theirs:
         self.extractor = Phi4MultimodalFeatureExtractor()
 
     def feature_extraction(self) -> None:
-        clips = [cases.clip(seed=seed) for seed in range(8)]
-        self.extractor(clips, sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
+        self.extractor(list(cases.feature_clips()), sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
 
     def image_preparation(self) -> None:
         Phi4MultimodalImageProcessor()(cases.picture(1344, 896), return_tensors="pt")

@@ -187,15 +187,20 @@ def log_mel(waveform: Waveform, *, num_mels: int = NUM_MELS) -> torch.Tensor:
             "25 ms); pass a longer clip"
         )
     samples = torch.from_numpy(np.ascontiguousarray(waveform.samples, dtype=np.float32))
-    window = torch.hamming_window(window_length, periodic=False, dtype=torch.float64)
+    # The model was trained on 16-bit sample values.
+    window = torch.hamming_window(window_length, periodic=False, dtype=torch.float64) * FULL_SCALE
+    emphasised = samples.clone()
+    emphasised[1:] -= PREEMPHASIS * samples[:-1]
     filters = mel_filters(num_mels)
     blocks = []
-    for frames in samples.unfold(0, window_length, hop).split(BLOCK_FRAMES):
-        # Before its first sample a window repeats that sample.
-        previous = torch.cat((frames[:, :1], frames[:, :-1]), dim=1)
-        emphasised = (frames - PREEMPHASIS * previous) * FULL_SCALE  # the model was trained on 16-bit sample values
+    firsts = samples[: len(samples) - window_length + 1 : hop]
+    for first, frames in zip(
+        firsts.split(BLOCK_FRAMES), emphasised.unfold(0, window_length, hop).split(BLOCK_FRAMES), strict=True
+    ):
         # float64: in float32 the rounding of a loud bin would show in the quiet ones beside it.
-        spectrum = torch.fft.rfft(emphasised * window, n=FFT_SIZE * rate // SAMPLING_RATE)
+        windowed = frames * window
+        windowed[:, 0] = (first - PREEMPHASIS * first) * window[0]  # before its first sample a window repeats that one
+        spectrum = torch.fft.rfft(windowed, n=FFT_SIZE * rate // SAMPLING_RATE)
         power = (spectrum.real.square() + spectrum.imag.square()).float()
         if rate == LOW_SAMPLING_RATE:  # its Nyquist bin is dropped too
             power = torch.nn.functional.pad(power[:, :-1], (0, NUM_BINS - power.shape[1] + 1))

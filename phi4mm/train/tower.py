@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 
 import jiwer
 import torch
@@ -38,9 +37,6 @@ class TowerOptions:
     full_strength_steps: int = 5500
     frames: int = 3500
     learning_rate: float = 1.2e-3
-    digits: Pace = Pace(steps=1500, warmup=100, average=0.995, log_every=250)  # afterwards, with fewer other words
-    digits_learning_rate: float = 5e-4
-    digits_other_share: float = 0.35  # of the clips that hold more than numbers
     weight_decay: float = 0.02
 
 
@@ -149,28 +145,18 @@ def train_tower(
         with half_precision(device):
             return single_word_loss(model, batch) if single else ctc_loss(model, batch)
 
-    def digit_loss_of(batch: SpeechBatch, step: int) -> Tensor:
-        with half_precision(device):
-            return ctc_loss(model, batch)
-
     def watch() -> dict[str, float]:
         return {f"WER/{name}": 100 * word_error_rate(model, clips) for name, clips in watched.items()}
 
-    def digit_rounds(number: int, step: int) -> Iterator[SpeechBatch]:
-        shard, random = Shard(versions[number % len(versions)], vocabulary), Random(number)
-        lengths = [
-            len(u.features) if _wanted(u.words, 1) or random.random() < options.digits_other_share else 0 for u in shard
-        ]
-        return varied_batches(shard, lengths, options.frames, options.strength, number, device)
-
-    # Single digits suffer from the many words that are learnt later; they get a last word.
-    phases = (
-        (rounds, loss_of, options.pace, options.learning_rate, folder.name),
-        (digit_rounds, digit_loss_of, options.digits, options.digits_learning_rate, f"{folder.name} digits"),
+    train(
+        model,
+        [adamw([(model.parameters(), options.learning_rate)], weight_decay=options.weight_decay)],
+        rounds,
+        loss_of,
+        options.pace,
+        folder,
+        watch,
     )
-    for batches, loss, pace, rate, name in phases:
-        optimizer = adamw([(model.parameters(), rate)], weight_decay=options.weight_decay)
-        train(model, [optimizer], batches, loss, pace, StageFolder(folder.work, name), watch)
     return model
 
 

@@ -45,7 +45,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(config: Phi4MMConfig, shard: Path, work: Path) -> WordTower:
     assert config.speech is not None
     options = TowerOptions(
-        Pace(steps=3, warmup=1, average=0.5, log_every=3), single_steps=1, number_steps=2, frames=200, digits=TWO
+        Pace(steps=3, warmup=1, average=0.5, log_every=3), single_steps=1, number_steps=2, frames=200
     )
     held_out = {"itself": shard}
     return train_tower(config.speech, [shard], held_out, NUMBER_WORDS, options, StageFolder(work, "tower"), CPU)
