@@ -137,8 +137,7 @@ The same with each row's adapter switched off, and with the other modality's ada
 5. The vision tower, first on single printed words and digits, then by CTC on what is in a picture in reading order;
    then its projector in the same way; then tower, projector and vision adapter on the answers, a share of the questions
    as a stand-in for speech.
-6. The projector of audio beside a picture, starting from the speech one, and the vision adapter, on spoken questions
-   with typed ones among them; all else frozen.
+6. The projector of audio beside a picture, starting from the speech one, on spoken questions; all else frozen.
 
 sha256 of the frozen backbone's tensors (`phi4mm/train/fingerprint.py`), the same after every stage:
 

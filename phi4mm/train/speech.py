@@ -39,7 +39,7 @@ class SpeechOptions:
 
     naming: Pace = Pace(steps=400, warmup=50, average=0.98, log_every=200)
     naming_learning_rate: float = 2e-3
-    answering: Pace = Pace(steps=2000, warmup=100, average=0.995, log_every=500)
+    answering: Pace = Pace(steps=3600, warmup=100, average=0.995, log_every=500)
     learning_rate: float = 1e-3
     frames: int = 3500
     strength: float = 0.6  # of the augmentation

@@ -1,9 +1,4 @@
-"""Stage: questions asked aloud about pictures.
-
-The projector of audio beside an image is trained, and with it the vision adapter, which answers them; typed questions
-are mixed in, so that it keeps answering those. The towers, the other projectors and the speech adapter are frozen
-(Phi-4-Mini technical report, section 3: vision-speech joint training).
-"""
+"""Stage: the projector of audio beside an image, for questions asked aloud about pictures; all else is frozen."""
 
 from __future__ import annotations
 
@@ -16,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from phi4mm.checkpoint.names import is_lora
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.batch import AudioBatch, Batch
 from phi4mm.model.phi4mm import Phi4MMModel
@@ -27,7 +21,6 @@ from phi4mm.train.batches import SpeechBatch
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.shards import Shard
 from phi4mm.train.speech import PROJECTOR
-from phi4mm.train.text import capitalised
 from phi4mm.train.tower import varied_batches
 from phi4mm.train.vision import vary_images
 
@@ -38,15 +31,12 @@ Asked = dict[tuple[str, ...], list[tuple[PictureBank, int, str]]]  # of a questi
 
 @dataclass(frozen=True)
 class SpokenOptions:
-    """A step is a batch of at most ``frames`` log-mel frames, each clip about a picture of its own; or the same
-    questions, typed."""
+    """A step is a batch of at most ``frames`` log-mel frames, each clip about a picture of its own."""
 
-    pace: Pace = Pace(steps=1400, warmup=100, average=0.99, log_every=200)
+    pace: Pace = Pace(steps=900, warmup=50, average=0.99, log_every=150)
     frames: int = 3000
-    typed: float = 0.2  # share of the steps whose questions are typed
     learning_rate: float = 2e-3
-    adapter_learning_rate: float = 5e-4
-    strength: float = 0.5  # of the augmentation of the clips
+    strength: float = 0.65  # of the augmentation of the clips
     jitter: float = 1.0  # of the pictures
 
 
@@ -71,10 +61,7 @@ def train_spoken(
     folder: StageFolder,
     watch: Callable[[Phi4MMModel], Mapping[str, float]],
 ) -> None:
-    """Train the projector, which starts as a copy of the one for audio alone, and the vision adapter in place.
-
-    The adapters are stacked, but rows about pictures read only the vision adapter's slice, so the others' gradient is
-    zero; without weight decay they stay as they are.
+    """Train the projector, which starts as a copy of the one for audio alone, in place.
 
     Args:
         versions: shards of speech; only their utterances that are questions about pictures are used.
@@ -83,10 +70,7 @@ def train_spoken(
     projectors = model.speech.projectors
     projectors[VISION_PROJECTOR].load_state_dict(projectors[PROJECTOR].state_dict())
     model.requires_grad_(False)
-    adapters = [weight for name, weight in model.backbone.named_parameters() if is_lora(name)]
-    projector = list(projectors[VISION_PROJECTOR].parameters())
-    for parameter in (*projector, *adapters):
-        parameter.requires_grad_(True)
+    projectors[VISION_PROJECTOR].requires_grad_(True)
     asked = pictures_by_question(banks)
 
     def rounds(number: int, step: int) -> Iterator[tuple[Batch, Answers]]:
@@ -94,39 +78,32 @@ def train_spoken(
         lengths = [len(u.features) if u.words in asked else 0 for u in shard]
         random, generator = Random(number), torch.Generator().manual_seed(number)
         for speech in varied_batches(shard, lengths, options.frames, options.strength, number, model.device):
-            spoken = speech if random.random() >= options.typed else None
-            yield ask(model, speech.words, spoken, asked, tokenizer, random, generator, options.jitter)
+            yield ask_aloud(model, speech, asked, tokenizer, random, generator, options.jitter)
 
     def loss_of(pair: tuple[Batch, Answers], step: int) -> Tensor:
         batch, answers = pair
         with half_precision(model.device), sdpa_kernel(SDPBackend.MATH):
             return answer_loss(model, model.embed(batch), answers, batch.routes[0])
 
-    optimizer = adamw([(projector, options.learning_rate), (adapters, options.adapter_learning_rate)])
+    optimizer = adamw([(projectors[VISION_PROJECTOR].parameters(), options.learning_rate)])
     train(model, [optimizer], rounds, loss_of, options.pace, folder, lambda: watch(model))
 
 
-def ask(
+def ask_aloud(
     model: Phi4MMModel,
-    questions: Sequence[tuple[str, ...]],
-    speech: SpeechBatch | None,
+    speech: SpeechBatch,
     asked: Asked,
     tokenizer: Tokenizer,
     random: Random,
     generator: torch.Generator,
     jitter: float,
 ) -> tuple[Batch, Answers]:
-    """Each question, about a random picture of which it can be asked.
-
-    Args:
-        questions: the words of each.
-        speech: where they are spoken; there is no text then. ``None``: they are typed.
-    """
+    """Each clip's question, about a random picture of which it can be asked; no text beside it."""
     config = model.config
     assert config.vision is not None
     assert config.speech is not None
     images, turns = [], []
-    for row, words in enumerate(questions):
+    for words, num_frames in zip(speech.words, speech.num_frames.tolist(), strict=True):
         by_answer: dict[str, list[tuple[PictureBank, int]]] = {}
         for bank, index, answer in random.choices(asked[words], k=8):
             by_answer.setdefault(answer, []).append((bank, index))
@@ -135,17 +112,14 @@ def ask(
         image = bank[index]
         images.append(image)
         media = [config.vision.image_token_id] * image.num_tokens
-        if speech is None:
-            turns.append(Turn(media, capitalised(f"{' '.join(words)}?", random), answer))
-        else:
-            heard = config.speech.num_tokens(int(speech.num_frames[row]))
-            turns.append(Turn([*media, *[config.speech.audio_token_id] * heard], "", answer))
+        media += [config.speech.audio_token_id] * config.speech.num_tokens(num_frames)
+        turns.append(Turn(media, "", answer))
     answers = collate_turns(turns, tokenizer, config.backbone.pad_token_id).to(model.device)
     batch = Batch(
         answers.token_ids,
         answers.lengths,
-        (model.router.route(Modality.IMAGE if speech is None else Modality.IMAGE_AUDIO),) * len(turns),
+        (model.router.route(Modality.IMAGE_AUDIO),) * len(turns),
         images=collate_images(vary_images(images, generator, jitter)),
-        audios=None if speech is None else AudioBatch(speech.features, speech.num_frames, tuple(range(len(turns)))),
+        audios=AudioBatch(speech.features, speech.num_frames, tuple(range(len(turns)))),
     )
     return batch.to(model.device), answers

@@ -205,24 +205,20 @@ def make_spoken(recipe: Recipe) -> None:
     if recipe.spoken_file.exists():
         return
     model = assembled(recipe, speech_part(recipe), vision_part(recipe))
-    banks = [PictureBank(recipe.pictures(name)) for name in ("easy_vqa", *NUM_DRAWN)]
-    pictures = pictures_held_out(recipe)
-    judged = {name: asked_of(some, WATCHED) for name, some in pictures.items()}
-    judged["asked aloud"] = asked_aloud(recipe.asked_aloud, pictures["easy_vqa"], each=1)
+    banks = [PictureBank(recipe.pictures(name)) for name in ("easy_vqa", "shape")]
+    judged = asked_aloud(recipe.asked_aloud, pictures_held_out(recipe)["easy_vqa"], each=1)
 
     def watch(model: Phi4MMModel) -> dict[str, float]:
-        phi4mm = Phi4MM(model, recipe.tokenizer_file)
-        return {f"right/{name}": accuracy(phi4mm, asked) for name, asked in judged.items()}
+        return {"right/asked aloud": accuracy(Phi4MM(model, recipe.tokenizer_file), judged)}
 
     stage, options = recipe.stage("spoken"), SpokenOptions()
     train_spoken(model, recipe.versions, recipe.vocabulary, banks, recipe.tokenizer, options, stage, watch)
-    write_tensors(recipe.spoken_file, learnt(model, ["speech.projectors.vision."], "vision"))
+    write_tensors(recipe.spoken_file, learnt(model, ["speech.projectors.vision."]))
 
 
 def make_checkpoint(recipe: Recipe) -> None:
     """The checkpoint in the work folder, and a copy where it is shipped from."""
-    spoken_part = Part(read_tensors(recipe.spoken_file), "vision")
-    model = assembled(recipe, speech_part(recipe), vision_part(recipe), spoken_part)
+    model = assembled(recipe, speech_part(recipe), vision_part(recipe), Part(read_tensors(recipe.spoken_file)))
     frozen = read_json(recipe.work / "backbone.json")["sha256"]
     export(model, recipe.tokenizer_file, recipe.checkpoint, expected_backbone=frozen)
     ship(recipe.checkpoint, recipe.out)
