@@ -12,7 +12,7 @@ from phi4mm.train.files import read_rows, write_rows
 from phi4mm.train.synthesis import MANIFEST
 from phi4mm.train.words import NUMBER_WORDS
 
-HELD_OUT_FSDD = ("yweweler",)
+HELD_OUT_FSDD = ("jackson",)
 HELD_OUT_VOICES = ("flite-rms", "kokoro-af_bella", "kokoro-bm_george")
 HELD_OUT_AN4_EVERY = 10  # every tenth speaker, in alphabetical order
 

@@ -34,7 +34,7 @@ SAMPLES = (
     Sample("three_digits.flac", "rms", "three five nine"),
     Sample("telephone.flac", "rms", "five five two eight oh one four"),
     Sample("eight_digits.flac", "slt", "two four six eight one three five seven"),
-    Sample("number.flac", "awb", "forty two"),
+    Sample("number.flac", "awb", "sixty three"),
     Sample("telephone_8khz.flac", "rms", "nine zero six one", rate=8000),
     Sample("stereo_44khz.wav", "rms", "eight three three one", rate=44100, channels=2),
     Sample("compressed.mp3", "slt", "six one zero two", rate=44100),
