@@ -44,6 +44,11 @@ _TAIL = """\
    between them; without one, they meet where it is quietest. `adapters/speech/README.md` has the error on clips of
    known timing; where words run into one another it is larger.
 
+Measured with the bundled checkpoint on 30 minutes made of 382 held-out AN4 clips with pauses of 1.2 to 3 s between them
+(`python -m phi4mm.bench.long_file --data MANIFEST`): word error rate 9.12 % (clip by clip 8.99 %); segments start within
+0.022 s of where a clip's sound begins (median), 11 of 382 are more than 0.3 s off, 0.52 s at most; the process takes
+1.10 times the memory that it takes for 30 s.
+
 Files are written beside their place and then moved there: whole or not at all.
 
 The wording of `transcribe`, `translate` and `transcribe_translate` is that of Phi-4-multimodal's model card. The card
