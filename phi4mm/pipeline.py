@@ -18,7 +18,7 @@ from phi4mm.types import Reply, Request
 
 Prepare = Callable[[], tuple[Request, Row]]
 
-_AHEAD = 2  # batches of rows that are read ahead of decoding
+_AHEAD = 4  # batches of rows that are read ahead of decoding
 
 
 def answer_all(
@@ -55,9 +55,10 @@ def answer_all(
                     index, job = unread.popleft()
                     reading.append((index, pool.submit(job)))
                 group: list[tuple[int, Request, Row]] = []
-                # The towers take several rows at once. Whoever decodes does not wait for rows that are not yet read.
-                while engine.num_free and reading and len(group) < batch_size:
-                    if engine.busy and not reading[0][1].done():
+                # The towers take all rows that are read at once: the more there are, the better their lengths match.
+                # Whoever decodes does not wait for rows that are not yet read.
+                while reading and (engine.num_free > 0 or group):
+                    if (engine.busy or group) and not reading[0][1].done():
                         break
                     index, future = reading.popleft()
                     try:

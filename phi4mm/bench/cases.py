@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 import torch
 from PIL import Image
 
@@ -16,6 +17,7 @@ from phi4mm.api import Phi4MM
 from phi4mm.checkpoint import save_checkpoint
 from phi4mm.checkpoint.configs import read_config
 from phi4mm.checkpoint.source import locate, tokenizer_file
+from phi4mm.inputs.audio import load_audio
 from phi4mm.model.config import AdapterConfig, BackboneConfig, Phi4MMConfig, SpeechConfig, VisionConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Request
@@ -136,9 +138,19 @@ def requests_of(kind: str, config: Phi4MMConfig, count: int = 1) -> list[Request
 
 @cache
 def job_clips(num_clips: int) -> tuple[np.ndarray, ...]:
-    """Clips of 1 to 15 s, of every length alike, shuffled."""
-    lengths = np.random.default_rng(1).permutation(np.linspace(1.0, 15.0, num_clips))
-    return tuple(clip(float(seconds), seed) for seed, seconds in enumerate(lengths))
+    """Speech of 1 to 15 s, of every length alike, shuffled: the bundled samples, one after another."""
+    random = np.random.default_rng(1)
+    files = map(load_audio, sorted((locate(None).folder / "samples").glob("*.flac")))
+    samples = [soxr.resample(file.samples, file.sampling_rate, SAMPLING_RATE) for file in files]
+    lengths = random.permutation(np.linspace(1.0, 15.0, num_clips))
+    return tuple(_speech(samples, round(SAMPLING_RATE * seconds), random) for seconds in lengths)
+
+
+def _speech(samples: Sequence[np.ndarray], num_samples: int, random: np.random.Generator) -> np.ndarray:
+    parts: list[np.ndarray] = []
+    while sum(map(len, parts)) < num_samples:
+        parts.append(samples[int(random.integers(len(samples)))])
+    return np.concatenate(parts)[:num_samples]
 
 
 def job_tokens(num_samples: int) -> int:

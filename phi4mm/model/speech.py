@@ -6,12 +6,16 @@ strided convolution sees zeros past the end of a clip, as it would for the clip 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phi4mm.model.config import SpeechConfig
 
+ALIKE = 0.6  # the least share of the longest clip's length in a group
+MOST_FRAMES = 16384  # of a group, padded: about 160 s
 _BLOCK_FRAMES = 2048  # about 20 s; a power of two, and so a multiple of any time reduction
 
 
@@ -56,18 +60,16 @@ class Subsampling(nn.Module):
         """[clips, frames, mels] -> [clips, tokens, channels * mels left]."""
         # Channels last: depthwise convolutions then run over neighbouring values, and pointwise ones are products.
         # (A single channel lies either way; these strides say which.)
-        hidden = _zero_past_end(features[:, None], lengths)[:, 0, :, :, None].permute(0, 3, 1, 2)
+        past_end = _positions(features.shape[1], lengths) >= lengths[:, None]
+        hidden = features.masked_fill(past_end[:, :, None], 0.0)[..., None].permute(0, 3, 1, 2)
         for stage in self.stages:
-            hidden = F.relu(stage(hidden), inplace=True).contiguous(memory_format=torch.channels_last)
+            hidden = stage(hidden).contiguous(memory_format=torch.channels_last)
             lengths = (lengths + 1) // 2
-            hidden = _zero_past_end(hidden, lengths)
+            # Of what lies past a clip's end, a stride-2 convolution of three frames sees the first alone.
+            clips = (lengths < hidden.shape[2]).nonzero()[:, 0]
+            hidden[clips, :, lengths[clips]] = 0.0
+            hidden = F.relu(hidden, inplace=True)
         return hidden.transpose(1, 2).flatten(2)
-
-
-def _zero_past_end(values: Tensor, lengths: Tensor) -> Tensor:
-    """Zero ``values`` [clips, channels, time, mels] from each clip's length on."""
-    past_end = _positions(values.shape[2], lengths) >= lengths[:, None]
-    return values.masked_fill(past_end[:, None, :, None], 0.0) if past_end.any() else values
 
 
 def _positions(size: int, like: Tensor) -> Tensor:
@@ -254,8 +256,33 @@ class Speech(nn.Module):
         Returns:
             One [tokens, decoder width] tensor per clip.
         """
-        encoded, lengths = self.tower(features, num_frames)
-        return [
-            self.projectors[name](clip[:length])
-            for clip, length, name in zip(encoded, lengths.tolist(), projectors, strict=True)
-        ]
+        embedded: dict[int, Tensor] = {}
+        for clips, longest in alike(num_frames.tolist()):
+            encoded, lengths = self.tower(_to_length(features[clips], longest), num_frames[clips])
+            for clip, values, length in zip(clips, encoded, lengths.tolist(), strict=True):
+                embedded[clip] = self.projectors[projectors[clip]](values[:length])
+        return [embedded[clip] for clip in range(len(projectors))]
+
+
+def alike(lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+    """Clips in groups of similar length, so that little is computed for padding, and the frames to pad each group to.
+
+    These come in steps of at most an eighth: a CPU makes its kernels anew for every shape.
+    """
+    group: list[int] = []
+    padded = 0
+    for clip in sorted(range(len(lengths)), key=lambda clip: -lengths[clip]):
+        if group and (lengths[clip] < ALIKE * padded or (len(group) + 1) * padded > MOST_FRAMES):
+            yield group, padded
+            group = []
+        if not group:
+            step = max(8, 2 ** (lengths[clip].bit_length() - 4))
+            padded = -(-lengths[clip] // step) * step
+        group.append(clip)
+    if group:
+        yield group, padded
+
+
+def _to_length(features: Tensor, frames: int) -> Tensor:
+    """[clips, frames, mels] cut or padded to so many frames."""
+    return F.pad(features[:, :frames], (0, 0, 0, max(0, frames - features.shape[1])))

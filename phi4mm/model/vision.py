@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from phi4mm.model.config import VisionConfig
 from phi4mm.model.speech import Projector
 
+MOST_CROPS = 32  # in one pass of the tower
+
 
 class PatchEmbedding(nn.Module):
     """One vector per patch, plus a learned position taken at the patch's fractional place in the filled area."""
@@ -128,7 +130,9 @@ class Vision(nn.Module):
             One [tokens, decoder width] tensor per image: tiles, view separator, global view; every row of either
             ends in the row separator.
         """
-        features = self.tokens(crops, masks)
+        # Not all at once: in a batch of documents there are hundreds of crops.
+        parts = zip(crops.split(MOST_CROPS), masks.split(MOST_CROPS), strict=True)
+        features = torch.cat([self.tokens(some, filled) for some, filled in parts])
         counts = [1 + rows * columns for rows, columns in grids]
         return [
             self.projector(self._merge(image, mask, grid))
