@@ -38,16 +38,17 @@ _TAIL = """\
    as Whisper does. If all attempts fail, the least repetitive, then most probable one is kept. `no_speech_prob` is 1
    minus the detector's mean probability of speech: the model has no token for it.
 4. Each piece is a segment. Its start and end are those of its speech as the detector hears them. Subtitles divide a
-   long segment into cues by the share of its characters: those inner times are estimates.
+   long segment into cues, each with the times of its words (`--word-timestamps`) or else its share of the segment's
+   characters: those inner times are estimates.
 5. `--word-timestamps` estimates when each word is said. What the decoder attends to while it writes a word lies at the
    word's middle. Between the middles of two words the longest stretch that is quiet beside both is taken for the pause
    between them; without one, they meet where it is quietest. `adapters/speech/README.md` has the error on clips of
    known timing; where words run into one another it is larger.
 
-Measured with the bundled checkpoint on 30 minutes made of 382 held-out AN4 clips with pauses of 1.2 to 3 s between them
-(`python -m phi4mm.bench.long_file --data MANIFEST`): word error rate 9.12 % (clip by clip 8.99 %); segments start within
-0.022 s of where a clip's sound begins (median), 11 of 382 are more than 0.3 s off, 0.52 s at most; the process takes
-1.10 times the memory that it takes for 30 s.
+Measured with the bundled checkpoint on 30 minutes made of 385 held-out AN4 clips, 1.2 to 3 s of pause between them
+(`python -m phi4mm.bench.long_file --data MANIFEST`): word error rate 9.62 % (clip by clip 9.15 %); segments start
+0.021 s from where a clip's sound begins (median), 9 of 385 are more than 0.3 s off, 0.54 s at most; the process takes
+1.14 times the memory that it takes for 30 s.
 
 Files are written beside their place and then moved there: whole or not at all.
 

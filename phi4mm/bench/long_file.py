@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
@@ -20,6 +21,7 @@ import soxr
 
 from phi4mm.api import Phi4MM
 from phi4mm.cli import bound_kernel_caches
+from phi4mm.inputs.audio import load_audio
 
 RATE = 16000
 PAUSE = (1.2, 3.0)  # seconds between clips
@@ -42,8 +44,8 @@ def read_manifest(manifest: Path) -> Iterator[tuple[np.ndarray, str]]:
     """Samples at 16 kHz and text of each clip (JSON lines: audio_filepath relative to the manifest, text)."""
     for line in manifest.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        samples, rate = soundfile.read(manifest.parent / row["audio_filepath"], dtype="float32", always_2d=True)
-        yield soxr.resample(samples.mean(1), rate, RATE), row["text"]
+        waveform = load_audio(manifest.parent / row["audio_filepath"])
+        yield soxr.resample(waveform.samples, waveform.sampling_rate, RATE), row["text"]
 
 
 def write_long(path: Path, clips: Sequence[tuple[np.ndarray, str]], seconds: float) -> tuple[list[float], list[str]]:
@@ -62,27 +64,31 @@ def write_long(path: Path, clips: Sequence[tuple[np.ndarray, str]], seconds: flo
     return starts, texts
 
 
-def transcribe(path: Path) -> dict[str, object]:
-    """Segments of a file, the seconds that it took, and the peak memory of this process before and after."""
+@dataclass(frozen=True)
+class Found:
+    """What is in a file: its duration, the start and text of each segment, the seconds that it took to transcribe, and
+    the peak memory of the process in bytes."""
+
+    duration: float
+    segments: list[tuple[float, str]]
+    seconds: float
+    peak_bytes: int
+
+
+def transcribe(path: Path) -> Found:
     bound_kernel_caches()
     phi4mm = Phi4MM.from_pretrained()
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     begun = time.perf_counter()
     transcript = phi4mm.transcribe(path)
-    return {
-        "seconds": time.perf_counter() - begun,
-        "duration": transcript.duration,
-        "segments": [[segment.start, segment.text] for segment in transcript.segments],
-        "model_bytes": loaded,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+    seconds = time.perf_counter() - begun
+    segments = [(segment.start, segment.text) for segment in transcript.segments]
+    return Found(transcript.duration, segments, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def transcribed_alone(path: Path) -> dict[str, object]:
+def transcribed_alone(path: Path) -> Found:
     """``transcribe`` in a process of its own, whose peak memory is that of this file."""
     command = [sys.executable, "-m", "phi4mm.bench.long_file", "--file", str(path)]
-    found: dict[str, object] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+    return Found(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
 
 
 def main() -> None:
@@ -92,7 +98,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, help="only transcribe this file, and print what was found as JSON")
     options = parser.parse_args()
     if options.file:
-        print(json.dumps(transcribe(options.file)))
+        print(json.dumps(asdict(transcribe(options.file))))
         return
     if options.data is None:
         parser.error("--data is needed")
@@ -102,17 +108,14 @@ def main() -> None:
         starts, texts = write_long(long, clips, 60 * options.minutes)
         write_long(short, clips, SHORT_SECONDS)
         found, brief = transcribed_alone(long), transcribed_alone(short)
-    phi4mm = Phi4MM.from_pretrained()
-    used = [samples for samples, _ in clips][: len(texts)]
-    alone = [transcript.text for transcript in phi4mm.transcribe_batch([(samples, RATE) for samples in used])]
-    segments: list[tuple[float, str]] = [(start, text) for start, text in found["segments"]]  # type: ignore[attr-defined]
-    together = jiwer.wer(" ".join(texts), " ".join(text for _, text in segments))
-    one_by_one = jiwer.wer([text for _, text in clips][: len(used)], alone)
-    errors = [min(abs(start - true) for true in starts) for start, _ in segments]
-    growth = found["peak_bytes"] / brief["peak_bytes"]  # type: ignore[operator]
-    print(f"{found['duration']:.0f} s, {len(texts)} clips, {len(segments)} segments, {found['seconds']:.0f} s of work")
-    print(f"word error rate: {100 * together:.2f} % in the file, {100 * one_by_one:.2f} % clip by clip")
+    alone = Phi4MM.from_pretrained().transcribe_batch([(samples, RATE) for samples, _ in clips])
+    one_by_one = jiwer.wer(texts, [alone[number % len(clips)].text for number in range(len(texts))])
+    together = jiwer.wer(" ".join(texts), " ".join(text for _, text in found.segments))
+    errors = [min(abs(start - true) for true in starts) for start, _ in found.segments]
     late = sum(error > 0.3 for error in errors)
+    growth = found.peak_bytes / brief.peak_bytes
+    print(f"{found.duration:.0f} s, {len(texts)} clips, {len(found.segments)} segments, {found.seconds:.0f} s of work")
+    print(f"word error rate: {100 * together:.2f} % in the file, {100 * one_by_one:.2f} % clip by clip")
     print(f"segment starts: off by {np.median(errors):.3f} s (median), {max(errors):.3f} s (most), {late} over 0.3 s")
     print(f"peak memory of the process: {growth:.2f} times that of a file of {SHORT_SECONDS:.0f} s")
 

@@ -66,8 +66,9 @@ def next_tokens(
         scores: [rows, vocabulary].
         seen, samplings, generators: of each row, as ``next_token``.
     """
-    highest, best = scores.float().max(dim=-1)
-    total = scores.float().logsumexp(dim=-1)
+    wide = scores.float()
+    highest, best = wide.max(dim=-1)
+    total = wide.logsumexp(dim=-1)
     # float32 holds whole numbers up to 2^24 exactly, so token ids may travel with the log-probabilities.
     token_ids, log_probabilities, totals = torch.stack((best.float(), highest - total, total)).tolist()
     choices = []

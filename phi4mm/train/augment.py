@@ -1,8 +1,8 @@
-"""Augmentation, in two places: of waveforms, ahead of training, and of whole batches of log-mels, while training.
+"""Augmentation: of waveforms, ahead of training; of log-mels and of whole batches of them, while training.
 
-A waveform changes its pace and pitch, room, rate and surroundings; a batch changes its channel, noise, voice-tract
-length and loudness, and loses bands and moments (SpecAugment, Park et al. 2019). All randomness comes from the
-generator that is handed in.
+A waveform changes its pace and pitch, room, rate and surroundings; log-mels change their pace; a batch changes its
+channel, noise, voice-tract length and loudness, and loses bands and moments (SpecAugment, Park et al. 2019). All
+randomness comes from the generator that is handed in.
 """
 
 from __future__ import annotations
@@ -117,19 +117,22 @@ def change_tempo(features: Tensor, random: np.random.Generator) -> Tensor:
     """Log-mels [frames, mels] spoken faster or slower at the same pitch, in a share of the calls."""
     if random.random() >= TEMPO_CHANGED:
         return features
-    frames = max(1, round(len(features) / random.uniform(*TEMPO)))
-    return F.interpolate(features.T.unsqueeze(0), size=frames, mode="linear", align_corners=True).squeeze(0).T
+    return _stretched(features, 1 / random.uniform(*TEMPO))
 
 
 # Log-mels of one clip, each time they are used.
-STRETCH = 0.45  # natural logarithm of the pace, at full strength
+STRETCH = 0.45  # natural logarithm of how much longer or shorter, at full strength
 
 
 def change_pace(features: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
     """Log-mels [frames, mels] spoken faster or slower at the same pitch."""
-    pace = math.exp(float(_uniform(generator, -STRETCH, STRETCH, 1)) * strength)
-    frames = max(1, round(len(features) * pace))
-    return F.interpolate(features.float().T[None], size=frames, mode="linear", align_corners=True)[0].T
+    return _stretched(features.float(), math.exp(float(_uniform(generator, -STRETCH, STRETCH, 1)) * strength))
+
+
+def _stretched(features: Tensor, factor: float) -> Tensor:
+    """Log-mels [frames, mels] with so many times as many frames."""
+    frames = max(1, round(len(features) * factor))
+    return F.interpolate(features.T[None], size=frames, mode="linear", align_corners=True)[0].T
 
 
 # Batches of log-mels (natural logarithm, so a factor e is 1), at full strength.

@@ -13,7 +13,7 @@ from phi4mm.train.augment import resample
 from phi4mm.train.data import Clip
 
 PAUSES = (0.05, 0.15, 0.3, 0.8)  # seconds between words
-AROUND = 0.3  # seconds of silence before the first and after the last
+BEFORE = 0.3  # seconds of silence before the first
 MOST_WORDS = 6
 AUDIBLE = 0.03  # of the peak: where a word begins and ends
 
@@ -28,7 +28,7 @@ def joined_words(clips: Sequence[Clip], count: int, seed: str) -> Iterator[tuple
     """
     random = Random(seed)
     for _ in range(count):
-        parts, timed, place = [np.zeros(round(AROUND * SAMPLING_RATE), np.float32)], list[Timed](), 0
+        parts, timed = [np.zeros(round(BEFORE * SAMPLING_RATE), np.float32)], list[Timed]()
         for clip in random.choices(clips, k=random.randint(2, MOST_WORDS)):
             samples = _trimmed(resample(load_audio(clip.path), SAMPLING_RATE).samples)
             place = sum(map(len, parts))

@@ -144,7 +144,7 @@ def train_picture_words(
         batch, targets, lengths = named
         crops, masks = batch.crops.to(device), batch.masks.to(device)
         with half_precision(device):
-            if len(targets) == len(lengths):
+            if len(targets) == len(lengths):  # every picture is named by one word
                 return F.cross_entropy(model.of_whole(crops, masks), targets)
             scores = model(crops, masks).transpose(0, 1)
         places = torch.full_like(lengths, scores.shape[0])

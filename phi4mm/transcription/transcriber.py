@@ -233,18 +233,17 @@ def together(runs: Iterable[Transcription]) -> Iterator[tuple[Transcription, Seg
     waiting: list[tuple[_Audio, Piece]] = []
 
     def decode() -> None:
-        pieces = [piece for _, piece in waiting]
+        for audio, _ in waiting:
+            audio.num_waiting -= 1
         try:
-            attempts = waiting[0][0].run.decode(pieces)
+            attempts = waiting[0][0].run.decode([piece for _, piece in waiting])
         except Phi4MMError as error:
             for audio, _ in waiting:
                 audio.end = Ended(error)
-            attempts = []
-        for (audio, piece), attempt in zip(waiting, attempts, strict=False):
-            if attempt.text:
-                audio.segments.append(audio.run.segment(piece, attempt))
-        for audio, _ in waiting:
-            audio.num_waiting -= 1
+        else:
+            for (audio, piece), attempt in zip(waiting, attempts, strict=True):
+                if attempt.text:
+                    audio.segments.append(audio.run.segment(piece, attempt))
         waiting.clear()
 
     def known() -> Iterator[tuple[Transcription, Segment | Ended]]:
