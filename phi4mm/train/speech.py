@@ -2,7 +2,7 @@
 
 First the projector learns to say in embeddings what the tower's classifier says in words (a word's embedding where a
 word is, that of ``SILENCE`` elsewhere): the frozen backbone can read that already. Then projector and adapter, with the
-tower frozen, learn to answer, from the loss of the answers' tokens alone.
+tower frozen, learn to answer; the projector keeps to what it said.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,7 +26,7 @@ from phi4mm.train.batches import SpeechBatch
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.shards import Shard
 from phi4mm.train.text import asked_of_digits, write_down
-from phi4mm.train.tower import WordTower, varied_batches
+from phi4mm.train.tower import BLANK, WordTower, varied_batches
 from phi4mm.train.words import NUMBER_WORDS
 
 PROJECTOR = "speech"
@@ -37,9 +36,10 @@ PROJECTOR = "speech"
 class SpeechOptions:
     """A step is a batch of at most ``frames`` log-mel frames."""
 
-    naming: Pace = Pace(steps=400, warmup=50, average=0.98, log_every=200)
-    naming_learning_rate: float = 2e-3
-    answering: Pace = Pace(steps=3600, warmup=100, average=0.995, log_every=500)
+    naming: Pace = Pace(steps=1600, warmup=50, average=0.99, log_every=400)
+    naming_learning_rate: float = 3e-3
+    answering: Pace = Pace(steps=2800, warmup=100, average=0.995, log_every=400)
+    named: float = 0.5  # weight of the naming loss beside that of the answers
     learning_rate: float = 1e-3
     frames: int = 3500
     strength: float = 0.6  # of the augmentation
@@ -62,43 +62,55 @@ def unfreeze_speech(model: Phi4MMModel) -> list[nn.Parameter]:
     return parameters
 
 
-def name_the_words(
-    model: Phi4MMModel,
-    words: WordTower,
-    versions: Sequence[Path],
-    tokenizer: Tokenizer,
-    options: SpeechOptions,
-    folder: StageFolder,
-) -> None:
-    """Regress the projector to the embeddings that the classifier expects, weighted with its probabilities."""
-    assert model.speech is not None
-    projector = model.speech.projectors[PROJECTOR]
-    model.requires_grad_(False)
-    projector.requires_grad_(True)
-    embeddings = word_embeddings(model, tokenizer, words.vocabulary)
+class Naming:
+    """What a projector is to say: the embeddings that the tower's classifier expects, weighted with its probabilities.
 
-    def loss_of(batch: SpeechBatch, step: int) -> Tensor:
-        with torch.no_grad(), half_precision(model.device):
-            encoded, num_tokens = words.tower(batch.features, batch.num_frames)
-            said = words.head(encoded).float().softmax(-1)
-        valid = torch.arange(encoded.shape[1], device=model.device) < num_tokens[:, None]
-        return F.mse_loss(projector(encoded[valid].float()), said[valid] @ embeddings) / embeddings.var()
+    Args:
+        model: its speech tower is that of ``words``; its embeddings are frozen.
+        words: frozen.
+        projector: its name.
+    """
 
-    train(
-        projector,
-        [adamw([(projector.parameters(), options.naming_learning_rate)])],
-        lambda number, step: speech_batches(versions, words.vocabulary, options, number, model.device),
-        loss_of,
-        options.naming,
-        folder,
-        dict,
-    )
+    def __init__(self, model: Phi4MMModel, words: WordTower, tokenizer: Tokenizer, projector: str) -> None:
+        assert model.speech is not None
+        self.projector = model.speech.projectors[projector]
+        self.words = words
+        self.embeddings = word_embeddings(model, tokenizer, words.vocabulary)
+
+    def loss(self, features: Tensor, num_frames: Tensor) -> Tensor:
+        """Of log-mels [clips, frames, mels]: the mean squared error over the variance of the embeddings, once of words
+        and once of silence. Most tokens are silence; together, that would be all that is learnt well."""
+        with torch.no_grad(), half_precision(self.embeddings.device):
+            encoded, num_tokens = self.words.tower(features, num_frames)
+            said = self.words.head(encoded).float().softmax(-1)
+        valid = torch.arange(encoded.shape[1], device=encoded.device) < num_tokens[:, None]
+        said = said[valid]
+        error = (self.projector(encoded[valid].float()) - said @ self.embeddings).square().mean(-1)
+        silent = said[:, BLANK]
+        of_silence, of_words = ((error * share).sum() / share.sum() for share in (silent, 1 - silent))
+        return (of_silence + of_words) / self.embeddings.var()
+
+    def learn(
+        self,
+        rounds: Callable[[int, int], Iterator[SpeechBatch]],
+        pace: Pace,
+        learning_rate: float,
+        folder: StageFolder,
+    ) -> None:
+        """Train the projector alone."""
+        self.projector.requires_grad_(True)
+        optimizer = adamw([(self.projector.parameters(), learning_rate)])
+
+        def loss_of(batch: SpeechBatch, step: int) -> Tensor:
+            return self.loss(batch.features, batch.num_frames)
+
+        train(self.projector, [optimizer], rounds, loss_of, pace, folder, dict)
 
 
 def train_speech(
     model: Phi4MMModel,
+    naming: Naming,
     versions: Sequence[Path],
-    vocabulary: Sequence[str],
     tokenizer: Tokenizer,
     options: SpeechOptions,
     folder: StageFolder,
@@ -107,19 +119,22 @@ def train_speech(
     """Train the projector and the speech adapter in place.
 
     Args:
+        naming: what the projector said before, of this model.
         watch: figures of the model to log now and then, by name.
     """
     parameters = unfreeze_speech(model)
 
     def rounds(number: int, step: int) -> Iterator[tuple[Batch, Answers]]:
         random = Random(number)
-        for batch in speech_batches(versions, vocabulary, options, number, model.device):
+        for batch in speech_batches(versions, naming.words.vocabulary, options, number, model.device):
             yield ask(model, tokenizer, batch, random, options)
 
     def loss_of(asked: tuple[Batch, Answers], step: int) -> Tensor:
         batch, answers = asked
         with half_precision(model.device), sdpa_kernel(SDPBackend.MATH):
-            return answer_loss(model, model.embed(batch), answers, batch.routes[0])
+            loss = answer_loss(model, model.embed(batch), answers, batch.routes[0])
+        assert batch.audios is not None
+        return loss + options.named * naming.loss(batch.audios.features, batch.audios.num_frames)
 
     train(
         model,

@@ -1,4 +1,8 @@
-"""Stage: the projector of audio beside an image, for questions asked aloud about pictures; all else is frozen."""
+"""Stage: the projector of audio beside an image, for questions asked aloud about pictures; all else is frozen.
+
+As with speech alone, it first learns to say in embeddings what the tower's classifier says in words, which the vision
+adapter has learnt to read (``TextTasks.heard``), and keeps to that while it learns from answers.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ from phi4mm.train.bank import PictureBank, collate_images
 from phi4mm.train.batches import SpeechBatch
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.shards import Shard
-from phi4mm.train.speech import PROJECTOR
-from phi4mm.train.tower import varied_batches
+from phi4mm.train.speech import PROJECTOR, Naming
+from phi4mm.train.tower import WordTower, varied_batches
 from phi4mm.train.vision import vary_images
 
 VISION_PROJECTOR = "vision"
@@ -33,9 +37,12 @@ Asked = dict[tuple[str, ...], list[tuple[PictureBank, int, str]]]  # of a questi
 class SpokenOptions:
     """A step is a batch of at most ``frames`` log-mel frames, each clip about a picture of its own."""
 
-    pace: Pace = Pace(steps=900, warmup=50, average=0.99, log_every=150)
-    frames: int = 3000
-    learning_rate: float = 2e-3
+    naming: Pace = Pace(steps=1600, warmup=50, average=0.99, log_every=400)
+    naming_learning_rate: float = 3e-3
+    answering: Pace = Pace(steps=600, warmup=30, average=0.98, log_every=150)
+    learning_rate: float = 5e-4
+    named: float = 1.0  # weight of the naming loss beside that of the answers
+    frames: int = 2000
     strength: float = 0.65  # of the augmentation of the clips
     jitter: float = 1.0  # of the pictures
 
@@ -53,40 +60,48 @@ def pictures_by_question(banks: Sequence[PictureBank]) -> Asked:
 
 def train_spoken(
     model: Phi4MMModel,
+    words: WordTower,
     versions: Sequence[Path],
-    vocabulary: Sequence[str],
     banks: Sequence[PictureBank],
     tokenizer: Tokenizer,
     options: SpokenOptions,
-    folder: StageFolder,
+    folders: tuple[StageFolder, StageFolder],
     watch: Callable[[Phi4MMModel], Mapping[str, float]],
 ) -> None:
     """Train the projector, which starts as a copy of the one for audio alone, in place.
 
     Args:
+        words: the model's speech tower with its classifier.
         versions: shards of speech; only their utterances that are questions about pictures are used.
+        folders: of the naming and of the answering.
     """
     assert model.speech is not None
     projectors = model.speech.projectors
     projectors[VISION_PROJECTOR].load_state_dict(projectors[PROJECTOR].state_dict())
     model.requires_grad_(False)
-    projectors[VISION_PROJECTOR].requires_grad_(True)
     asked = pictures_by_question(banks)
+    naming = Naming(model, words, tokenizer, VISION_PROJECTOR)
+
+    def spoken(number: int, step: int) -> Iterator[SpeechBatch]:
+        shard = Shard(versions[number % len(versions)], words.vocabulary)
+        lengths = [len(u.features) if u.words in asked else 0 for u in shard]
+        return varied_batches(shard, lengths, options.frames, options.strength, number, model.device)
 
     def rounds(number: int, step: int) -> Iterator[tuple[Batch, Answers]]:
-        shard = Shard(versions[number % len(versions)], vocabulary)
-        lengths = [len(u.features) if u.words in asked else 0 for u in shard]
         random, generator = Random(number), torch.Generator().manual_seed(number)
-        for speech in varied_batches(shard, lengths, options.frames, options.strength, number, model.device):
+        for speech in spoken(number, step):
             yield ask_aloud(model, speech, asked, tokenizer, random, generator, options.jitter)
 
     def loss_of(pair: tuple[Batch, Answers], step: int) -> Tensor:
         batch, answers = pair
         with half_precision(model.device), sdpa_kernel(SDPBackend.MATH):
-            return answer_loss(model, model.embed(batch), answers, batch.routes[0])
+            loss = answer_loss(model, model.embed(batch), answers, batch.routes[0])
+        assert batch.audios is not None
+        return loss + options.named * naming.loss(batch.audios.features, batch.audios.num_frames)
 
-    optimizer = adamw([(projectors[VISION_PROJECTOR].parameters(), options.learning_rate)])
-    train(model, [optimizer], rounds, loss_of, options.pace, folder, lambda: watch(model))
+    naming.learn(spoken, options.naming, options.naming_learning_rate, folders[0])
+    optimizer = adamw([(naming.projector.parameters(), options.learning_rate)])
+    train(model, [optimizer], rounds, loss_of, options.answering, folders[1], lambda: watch(model))
 
 
 def ask_aloud(

@@ -35,7 +35,7 @@ from phi4mm.train.pictures import Picture
 from phi4mm.train.recipe import Recipe
 from phi4mm.train.samples import SAMPLES, write_picture_samples, write_samples
 from phi4mm.train.shards import write_plain, write_varied
-from phi4mm.train.speech import SpeechOptions, name_the_words, train_speech
+from phi4mm.train.speech import PROJECTOR, Naming, SpeechOptions, speech_batches, train_speech
 from phi4mm.train.spoken import SpokenOptions, train_spoken
 from phi4mm.train.synthesis import MANIFEST, numbers, sentences, synthesise
 from phi4mm.train.text import COLOURS, SHAPES
@@ -134,7 +134,14 @@ def make_speech(recipe: Recipe) -> None:
     if recipe.speech_file.exists():
         return
     words, model, options = trained_tower(recipe).to(recipe.device), assembled(recipe), SpeechOptions()
-    name_the_words(model, words, recipe.versions, recipe.tokenizer, options, recipe.stage("projector"))
+    naming = Naming(model, words, recipe.tokenizer, PROJECTOR)
+    model.requires_grad_(False)
+    naming.learn(
+        lambda number, step: speech_batches(recipe.versions, words.vocabulary, options, number, model.device),
+        options.naming,
+        options.naming_learning_rate,
+        recipe.stage("projector"),
+    )
 
     def watch(model: Phi4MMModel) -> dict[str, float]:
         phi4mm = Phi4MM(model, recipe.tokenizer_file)
@@ -142,7 +149,7 @@ def make_speech(recipe: Recipe) -> None:
         return {f"WER/{name}": 100 * word_error_rate(phi4mm, clips) for name, clips in few.items()}
 
     stage = recipe.stage("speech")
-    train_speech(model, recipe.versions, recipe.vocabulary, recipe.tokenizer, options, stage, watch)
+    train_speech(model, naming, recipe.versions, recipe.tokenizer, options, stage, watch)
     write_tensors(recipe.speech_file, learnt(model, ["speech.projectors.speech."], "speech"))
 
 
@@ -204,15 +211,15 @@ def make_vision(recipe: Recipe) -> None:
 def make_spoken(recipe: Recipe) -> None:
     if recipe.spoken_file.exists():
         return
-    model = assembled(recipe, speech_part(recipe), vision_part(recipe))
+    words, model = trained_tower(recipe).to(recipe.device), assembled(recipe, speech_part(recipe), vision_part(recipe))
     banks = [PictureBank(recipe.pictures(name)) for name in ("easy_vqa", "shape")]
     judged = asked_aloud(recipe.asked_aloud, pictures_held_out(recipe)["easy_vqa"], each=1)
 
     def watch(model: Phi4MMModel) -> dict[str, float]:
         return {"right/asked aloud": accuracy(Phi4MM(model, recipe.tokenizer_file), judged)}
 
-    stage, options = recipe.stage("spoken"), SpokenOptions()
-    train_spoken(model, recipe.versions, recipe.vocabulary, banks, recipe.tokenizer, options, stage, watch)
+    folders = recipe.stage("spoken projector"), recipe.stage("spoken")
+    train_spoken(model, words, recipe.versions, banks, recipe.tokenizer, SpokenOptions(), folders, watch)
     write_tensors(recipe.spoken_file, learnt(model, ["speech.projectors.vision."]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -19,12 +20,13 @@ from phi4mm.model.mixture import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.backbone import BackboneOptions, train_backbone
 from phi4mm.train.bank import PictureBank, write_bank
+from phi4mm.train.batches import collate
 from phi4mm.train.drawing import draw_shape
 from phi4mm.train.export import Part, assemble, export, learnt, ship
 from phi4mm.train.fingerprint import backbone_tensors, fingerprint
 from phi4mm.train.loop import Pace, StageFolder, adamw, train
 from phi4mm.train.shards import Shard, Utterance, write_shard
-from phi4mm.train.speech import SpeechOptions, name_the_words, train_speech
+from phi4mm.train.speech import PROJECTOR, Naming, SpeechOptions, speech_batches, train_speech
 from phi4mm.train.spoken import SpokenOptions, train_spoken
 from phi4mm.train.text import COLOURS, SHAPES, Corpus, TextTasks
 from phi4mm.train.tower import BLANK, TowerOptions, WordTower, train_tower, word_error_rate
@@ -95,8 +97,18 @@ def test_speech_stage_changes_its_projector_and_adapter_alone(
     before = copy_of(model)
 
     words.requires_grad_(False)
-    name_the_words(model, words, [shard], tokenizer, SPEECH, StageFolder(tmp_path, "projector"))
-    train_speech(model, [shard], NUMBER_WORDS, tokenizer, SPEECH, StageFolder(tmp_path, "speech"), lambda _: {})
+    model.requires_grad_(False)
+    naming = Naming(model, words, tokenizer, PROJECTOR)
+    clips = collate(list(Shard(shard, NUMBER_WORDS)))
+    off = naming.loss(clips.features, clips.num_frames)
+    naming.learn(
+        lambda number, step: speech_batches([shard], NUMBER_WORDS, SPEECH, number, model.device),
+        replace(TWO, steps=30, average=0.5),
+        3e-3,
+        StageFolder(tmp_path, "projector"),
+    )
+    assert naming.loss(clips.features, clips.num_frames) < off / 2
+    train_speech(model, naming, [shard], tokenizer, SPEECH, StageFolder(tmp_path, "speech"), lambda _: {})
 
     changed = changed_in(model, before)
     assert all(is_lora(name) or name.startswith("speech.projectors.speech.") for name in changed)
@@ -154,20 +166,21 @@ def test_spoken_stage_changes_the_vision_side_audio_projector_alone(
     config: Phi4MMConfig,
     tokenizer: Tokenizer,
     backbone: dict[str, torch.Tensor],
-    words: WordTower,
     bank: PictureBank,
     tmp_path: Path,
 ) -> None:
     vocabulary = sorted({word for one in bank.questions[0] for word in one.text.rstrip("?").split()})
     asked = [Utterance(torch.rand(80, 80).half(), tuple(one.text.rstrip("?").split())) for one in bank.questions[0]]
     write_shard(tmp_path / "asked.safetensors", asked, vocabulary)
+    assert config.speech is not None
+    words = WordTower(config.speech, vocabulary).requires_grad_(False)  # with these questions' words
     model = assembled(config, backbone, words)
     before = copy_of(model)
 
-    options = SpokenOptions(TWO, frames=200)
-    folder = StageFolder(tmp_path, "spoken")
+    options = SpokenOptions(naming=TWO, answering=TWO, frames=200)
+    folders = StageFolder(tmp_path, "spoken projector"), StageFolder(tmp_path, "spoken")
     shards = [tmp_path / "asked.safetensors"]
-    train_spoken(model, shards, vocabulary, [bank], tokenizer, options, folder, lambda _: {})
+    train_spoken(model, words, shards, [bank], tokenizer, options, folders, lambda _: {})
 
     assert {name.rsplit(".", 2)[0] for name in changed_in(model, before)} == {"speech.projectors.vision"}
 
