@@ -23,6 +23,7 @@ from phi4mm.runtime.compiled import CompiledRunners
 from phi4mm.runtime.engine import Generation, MakeRunner
 from phi4mm.runtime.fold import FoldedLinear, unfold
 from phi4mm.runtime.fold import fold as fold_adapter
+from phi4mm.runtime.pack import PackedLinear, pack_backbone
 from phi4mm.runtime.quantize import QuantizedLinear, quantize_backbone
 from phi4mm.runtime.runner import ModelRunner
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
@@ -57,6 +58,7 @@ class Phi4MM:
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
         fold: str | None = None,
+        pack: bool = False,
         compile: bool = False,
         revision: str | None = None,
     ) -> Phi4MM:
@@ -71,6 +73,8 @@ class Phi4MM:
                 projectors and embedding stay as they are. Decoding reads less; long prompts become slower.
             fold: an adapter to fold into a copy of the decoder's weights, for a run of rows that all take it; rows of
                 other routes are still right. ``model.unfold()`` drops the copy.
+            pack: lay the decoder's linears out in the order of the CPU's kernels, in bfloat16: decoding is faster, and
+                the same to the bit.
             compile: compile decoding (torch.compile, with CUDA graphs on a GPU); the first steps of each size take a
                 while. It needs Triton on a GPU, a C++ compiler on a CPU, and weights that are not quantised.
             revision: branch, tag or commit of a hub id.
@@ -79,11 +83,16 @@ class Phi4MM:
             CheckpointError: the checkpoint cannot be had, or its files are wrong.
             Phi4MMError: the device, dtype, quantisation or adapter to fold is not to be had.
         """
-        if compile and quantize is not None:
-            raise Phi4MMError(f"compile=True does not go with quantize={quantize!r}; leave out one of them")
+        if quantize is not None and (compile or pack):
+            other = "compile" if compile else "pack"
+            raise Phi4MMError(f"{other}=True does not go with quantize={quantize!r}; leave out one of them")
+        if compile and pack:
+            raise Phi4MMError("compile=True does not go with pack=True; leave out one of them")
         checkpoint = load_checkpoint(source, device=_device(device), dtype=_dtype(dtype), revision=revision)
         if quantize is not None:
             quantize_backbone(checkpoint.model, quantize)
+        if pack:
+            pack_backbone(checkpoint.model)
         if fold is not None:
             fold_adapter(checkpoint.model, fold)
         make_runner = CompiledRunners() if compile else ModelRunner
@@ -99,10 +108,10 @@ class Phi4MM:
         """Write the model, its adapters and tokenizer to a new folder, in our layout or in transformers'.
 
         Raises:
-            Phi4MMError: the model is quantised or folded.
+            Phi4MMError: the model is quantised, folded or packed.
         """
-        if any(isinstance(module, QuantizedLinear | FoldedLinear) for module in self.model.modules()):
-            raise Phi4MMError("a quantised or folded model cannot be saved; load it without quantize= and fold=")
+        if any(isinstance(module, QuantizedLinear | FoldedLinear | PackedLinear) for module in self.model.modules()):
+            raise Phi4MMError("only plain weights can be saved; load the model without quantize=, fold= and pack=")
         return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
 
     def chat(self, text: str = "", **options: Unpack[RequestOptions]) -> Reply:

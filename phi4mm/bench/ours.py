@@ -19,6 +19,7 @@ from phi4mm.model.config import VisionConfig
 from phi4mm.pipeline import answer_all
 from phi4mm.runtime.engine import Generation
 from phi4mm.runtime.fold import fold
+from phi4mm.runtime.pack import can_pack, pack_backbone
 from phi4mm.runtime.sampling import Sampling
 from phi4mm.types import Request
 
@@ -30,6 +31,8 @@ class Ours:
         self.preset = preset
         self.phi = Phi4MM.from_pretrained(folder, device="cpu", quantize=quantize)
         self.model = self.phi.model
+        if quantize is None and can_pack(self.model.device, self.model.dtype):
+            pack_backbone(self.model)
         self._folded = False
 
     def feature_extraction(self) -> None:

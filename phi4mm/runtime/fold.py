@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phi4mm.errors import Phi4MMError
 from phi4mm.model.mixture import Gate, MixtureLinear, adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.runtime.pack import PackedLinear, packed, product
 from phi4mm.runtime.swap import swap_linears
 
 
@@ -25,15 +25,17 @@ class FoldedLinear(nn.Module):
         super().__init__()
         self.linear = linear
         self.span = span
+        weight = linear.plain() if isinstance(linear, PackedLinear) else linear.weight
         update = linear.lora_b[:, span].float() @ linear.lora_a[span].float()
-        self.register_buffer("folded", (linear.weight.float() + scale * update).to(linear.weight.dtype))
+        folded = (weight.float() + scale * update).to(weight.dtype)
+        self.register_buffer("folded", packed(folded) if isinstance(linear, PackedLinear) else folded)
 
     folded: Tensor
 
     def forward(self, hidden: Tensor, gate: Gate | None) -> Tensor:
         """[rows, tokens, in_size] -> [rows, tokens, out_size]."""
         if gate is not None and gate.span == self.span and len(gate.weights) == 1:
-            return F.linear(hidden, self.folded)
+            return product(hidden, self.folded)
         return self.linear(hidden, gate)
 
 
@@ -53,7 +55,8 @@ def fold(model: Phi4MMModel, adapter: str) -> Phi4MMModel:
         known = ", ".join(repr(name) for name in by_name) or "none"
         raise Phi4MMError(f"fold={adapter!r} is not an adapter of this model, which has {known}; pass one of these")
     unfold(model)
-    if not any(type(module) is MixtureLinear for module in model.backbone.modules()):
+    kinds = (MixtureLinear, PackedLinear)
+    if not any(type(module) in kinds for module in model.backbone.modules()):
         raise Phi4MMError(f"fold={adapter!r} needs weights that are not quantised; pass quantize=None")
     span, scale = adapter_spans(model.config.adapters)[adapter], by_name[adapter].scale
 
@@ -61,7 +64,9 @@ def fold(model: Phi4MMModel, adapter: str) -> Phi4MMModel:
         assert isinstance(linear, MixtureLinear)
         return FoldedLinear(linear, span, scale).eval()
 
-    return swap_linears(model, MixtureLinear, make)
+    for kind in kinds:
+        swap_linears(model, kind, make)
+    return model
 
 
 def unfold(model: Phi4MMModel) -> Phi4MMModel:

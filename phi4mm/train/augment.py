@@ -149,11 +149,14 @@ BAND_MASK, NUM_BAND_MASKS = 12, 2  # bands at most
 TIME_MASK, NUM_TIME_MASKS = 0.08, 2  # share of the frames at most
 
 
-def vary_batch(features: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
+def vary_batch(
+    features: Tensor, generator: torch.Generator, *, strength: float = 1.0, time_mask: float = TIME_MASK
+) -> Tensor:
     """Random versions of log-mels [clips, frames, mels], each clip its own; the frames stay in number.
 
     Args:
         strength: 0 changes nothing, 1 is the full range.
+        time_mask: the share of the frames that one mask hides at most, at full strength.
     """
     floored = features <= 0  # the empty upper half of 8 kHz audio stays empty
     features = _warp(features, WARP * strength, generator)
@@ -162,7 +165,7 @@ def vary_batch(features: Tensor, generator: torch.Generator, *, strength: float 
     features = (features - _suppression(features, SUPPRESSED * strength, generator)).clamp(min=0)
     features = _add_noise(features, NOISY * strength, generator)
     features = features.clamp(min=0).masked_fill(floored, 0.0)
-    return _mask(features, strength, generator)
+    return _mask(features, strength, time_mask, generator)
 
 
 def _uniform(generator: torch.Generator, low: float, high: float, *size: int) -> Tensor:
@@ -240,11 +243,11 @@ def _add_noise(features: Tensor, share: float, generator: torch.Generator) -> Te
     return torch.where(quiet, features, torch.logaddexp(features, level))
 
 
-def _mask(features: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def _mask(features: Tensor, strength: float, time_mask: float, generator: torch.Generator) -> Tensor:
     """Fill random bands and moments with each clip's mean."""
     clips, frames, mels = features.shape
     hidden = torch.zeros(clips, frames, mels, dtype=torch.bool)
-    masks = ((mels, BAND_MASK, NUM_BAND_MASKS, 1), (frames, TIME_MASK * frames, NUM_TIME_MASKS, 2))
+    masks = ((mels, BAND_MASK, NUM_BAND_MASKS, 1), (frames, time_mask * frames, NUM_TIME_MASKS, 2))
     for size, width, count, axis in masks:
         for _ in range(count):
             start = _uniform(generator, 0, size, clips, 1)

@@ -14,6 +14,7 @@ from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.backbone import BackboneOptions, train_backbone
 from phi4mm.train.bank import PictureBank, write_bank
 from phi4mm.train.card import write_cards
+from phi4mm.train.consistency import STRONG, WEAK, train_consistency
 from phi4mm.train.cuts import cut_words
 from phi4mm.train.data import HELD_OUT_VOICES, read_clips, write_manifest
 from phi4mm.train.drawing import PRINTED, draw_shape, draw_shapes, draw_text
@@ -105,6 +106,8 @@ def make_tower(recipe: Recipe) -> None:
         recipe.stage("tower"),
         torch.device(recipe.device),
     )
+    for name, options in (("strong", STRONG), ("weak", WEAK)):
+        train_consistency(tower, recipe.versions, held_out, options, recipe.stage(f"tower, two {name} views"))
     write_tensors(recipe.tower_file, tower.state_dict())
 
 

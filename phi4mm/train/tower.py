@@ -72,13 +72,11 @@ def measure_features(tower: SpeechTower, shard: Shard) -> None:
     tower.inverse_std.copy_(1 / frames.std(0).clamp(min=1e-2))
 
 
-def ctc_loss(model: WordTower, batch: SpeechBatch) -> Tensor:
-    """Mean over the clips of the loss per word."""
+def ctc_loss(model: WordTower, scores: Tensor, num_tokens: Tensor, words: Sequence[Sequence[str]]) -> Tensor:
+    """Mean over the clips of the loss per word, from what ``model`` says of them."""
     number = {word: index + 1 for index, word in enumerate(model.vocabulary)}
-    targets = torch.tensor([number[word] for words in batch.words for word in words], dtype=torch.long)
-    lengths = torch.tensor([len(words) for words in batch.words])
-    targets, lengths = targets.to(batch.features.device), lengths.to(batch.features.device)
-    scores, num_tokens = model(batch.features, batch.num_frames)
+    targets = torch.tensor([number[word] for clip in words for word in clip], device=scores.device)
+    lengths = torch.tensor([len(clip) for clip in words], device=scores.device)
     return F.ctc_loss(scores.transpose(0, 1), targets, num_tokens, lengths, blank=BLANK, zero_infinity=True)
 
 
@@ -143,7 +141,10 @@ def train_tower(
     def loss_of(batch: SpeechBatch, step: int) -> Tensor:
         single = all(len(words) == 1 for words in batch.words) and step < options.number_steps
         with half_precision(device):
-            return single_word_loss(model, batch) if single else ctc_loss(model, batch)
+            if single:
+                return single_word_loss(model, batch)
+            scores, num_tokens = model(batch.features, batch.num_frames)
+            return ctc_loss(model, scores, num_tokens, batch.words)
 
     def watch() -> dict[str, float]:
         return {f"WER/{name}": 100 * word_error_rate(model, clips) for name, clips in watched.items()}

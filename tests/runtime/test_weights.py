@@ -1,8 +1,9 @@
-"""Folded and quantised weights: what they compute, what they leave alone, and how they are undone."""
+"""Folded, packed and quantised weights: what they compute, what they leave alone, and how they are undone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from phi4mm.model.mixture import MixtureLinear, make_gate
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
 from phi4mm.runtime.fold import FoldedLinear, fold, unfold
+from phi4mm.runtime.pack import PackedLinear, pack_backbone
 from phi4mm.runtime.quantize import Int4Linear, Int8Linear, QuantizedLinear, quantize_backbone
 from tests.conftest import TINY, randomise
 from tests.test_api import REQUESTS
@@ -117,22 +119,55 @@ def test_rows_of_a_quantized_model_do_not_depend_on_the_batch(kind: str, tokeniz
     assert model.chat_batch(REQUESTS) == [model.chat_batch([request])[0] for request in REQUESTS]
 
 
+def test_packed_weights_compute_the_same_bits() -> None:
+    model = make_model().bfloat16()
+    embeddings = torch.randn(2, 9, TINY.backbone.hidden_size, generator=torch.manual_seed(0)).bfloat16()
+    positions, short = torch.arange(9).expand(2, -1), torch.zeros(2, dtype=torch.bool)
+
+    def hidden(*names: str | None) -> torch.Tensor:
+        with torch.no_grad():
+            result: torch.Tensor = model.backbone(
+                embeddings, positions, short, gate=model.gate(tuple(Route(name) for name in names))
+            )
+        return result
+
+    weights = [module.weight for module in model.backbone.modules() if type(module) is MixtureLinear]
+    before = hidden("speech", None)
+    folded = [fold(model, "speech"), hidden("speech", "speech"), unfold(model)][1]
+    pack_backbone(model)
+    linears = [module for module in model.backbone.modules() if isinstance(module, PackedLinear)]
+    assert len(linears) == len(weights) > 0
+    assert all(torch.equal(linear.plain(), weight) for linear, weight in zip(linears, weights, strict=True))
+    assert torch.equal(hidden("speech", None), before)
+    fold(model, "speech")
+    assert torch.equal(hidden("speech", "speech"), folded)
+    unfold(model)
+    assert torch.equal(hidden("speech", None), before)
+
+
 def test_what_cannot_be_done_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
     with pytest.raises(Phi4MMError, match=r"'music'.*'vision', 'speech'"):
         fold(make_model(), "music")
     quantized = quantize_backbone(make_model(), "int8")
     with pytest.raises(Phi4MMError, match="quantize=None"):
         fold(quantized, "speech")
-    with pytest.raises(Phi4MMError, match="quantised"):
+    with pytest.raises(Phi4MMError, match="only plain weights can be saved"):
         Phi4MM(quantized, tokenizer_file).save_pretrained(tmp_path / "saved")
+    with pytest.raises(Phi4MMError, match="not available in float32 on cpu"):
+        pack_backbone(make_model())
+    for options in ({"quantize": "int8", "pack": True}, {"compile": True, "pack": True}):
+        with pytest.raises(Phi4MMError, match="does not go with"):
+            Phi4MM.from_pretrained(**options)  # type: ignore[arg-type]
     odd = make_model()
     odd.backbone.layers[0].mlp.down_proj = make_linear(48, 64)
     with pytest.raises(Phi4MMError, match="down_proj is 64 x 48"):
         quantize_backbone(odd, "int4")
 
 
-@pytest.mark.parametrize("options", [{"quantize": "int8"}, {"quantize": "int4"}, {"fold": "speech"}])
-def test_the_bundled_checkpoint(options: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"quantize": "int8"}, {"quantize": "int4"}, {"fold": "speech"}, {"fold": "speech", "pack": True}]
+)
+def test_the_bundled_checkpoint(options: dict[str, Any]) -> None:
     clip = Path(__file__).parents[2] / "assets" / "samples" / "telephone.flac"
     model = Phi4MM.from_pretrained(**options)
     assert isinstance(model.model.backbone, Backbone)

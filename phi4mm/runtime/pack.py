@@ -1,0 +1,83 @@
+"""The decoder's linears in the order in which oneDNN's CPU kernels read them.
+
+Plain ones are laid out anew in every call. Decoding reads every weight for each token, so it gains most. Only the order
+in memory changes: results are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phi4mm.errors import Phi4MMError
+from phi4mm.model.mixture import MixtureLinear
+from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.runtime.swap import swap_linears
+
+_PAGE_OUT = 21  # MADV_PAGEOUT, since Linux 5.4
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels have an order of their own: on a CPU, in bfloat16."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A weight [out_size, in_size] in the kernels' order. A plain one that a file backs no longer takes memory."""
+    result = torch.ops.mkldnn._reorder_linear_weight(weight)
+    if sys.platform == "linux":
+        start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (weight.data_ptr() + weight.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+        if size > 0:  # it is advice: where it is not taken, nothing is lost
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _PAGE_OUT)
+    return result
+
+
+def product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """[..., in_size] times a plain or packed weight: [..., out_size]."""
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")
+    return F.linear(hidden, weight)
+
+
+class PackedLinear(MixtureLinear):
+    """A frozen weight in the kernels' order, with the adapters as they were."""
+
+    packed: Tensor
+
+    def __init__(self, linear: MixtureLinear) -> None:
+        nn.Module.__init__(self)
+        self.lora_a, self.lora_b = linear.lora_a, linear.lora_b
+        self.register_buffer("packed", packed(linear.weight.detach()))
+
+    def frozen(self, hidden: Tensor) -> Tensor:
+        return product(hidden, self.packed)
+
+    def plain(self) -> Tensor:
+        """A copy of the weight as it was."""
+        return self.packed.to_dense()
+
+
+@torch.no_grad()
+def pack_backbone(model: Phi4MMModel) -> Phi4MMModel:
+    """Pack the decoder's linears in place, one after another.
+
+    Raises:
+        Phi4MMError: the kernels have no order of their own for the model's device and precision.
+    """
+    if not can_pack(model.device, model.dtype):
+        raise Phi4MMError(
+            f"pack=True is not available in {str(model.dtype).removeprefix('torch.')} on {model.device}; pass "
+            "device='cpu' and dtype='bfloat16', or leave it out"
+        )
+
+    def make(_: str, linear: nn.Module) -> nn.Module:
+        assert isinstance(linear, MixtureLinear)
+        return PackedLinear(linear).eval()
+
+    return swap_linears(model, MixtureLinear, make)
