@@ -19,6 +19,7 @@ from phi4mm.types import Reply, Request
 Prepare = Callable[[], tuple[Request, Row]]
 
 _AHEAD = 4  # batches of rows that are read ahead of decoding
+_MOST_TOKENS = 32768  # of the rows that are embedded at once, padded: their embeddings take memory until they are run
 
 
 def answer_all(
@@ -55,16 +56,23 @@ def answer_all(
                     index, job = unread.popleft()
                     reading.append((index, pool.submit(job)))
                 group: list[tuple[int, Request, Row]] = []
+                longest = 0
                 # The towers take all rows that are read at once: the more there are, the better their lengths match.
                 # Whoever decodes does not wait for rows that are not yet read.
-                while reading and (engine.num_free > 0 or group):
-                    if (engine.busy or group) and not reading[0][1].done():
+                while reading and (engine.num_free or group):
+                    index, future = reading[0]
+                    if (engine.busy or group) and not future.done():
                         break
-                    index, future = reading.popleft()
                     try:
-                        group.append((index, *future.result()))
+                        request, row = future.result()
                     except Phi4MMError as error:
                         results[index] = error
+                    else:
+                        longest = max(longest, len(row.token_ids))
+                        if group and longest * (len(group) + 1) > _MOST_TOKENS:
+                            break
+                        group.append((index, request, row))
+                    reading.popleft()
                 answers.update(_submit(model, processor, engine, group))
                 for step in engine.step():
                     index, answer = answers[step.row]

@@ -28,7 +28,7 @@ REQUESTS = [
 ]
 
 
-def test_a_batch_of_every_modality_equals_its_rows_alone(tiny: Phi4MM) -> None:
+def test_a_batch_of_every_modality_equals_its_rows_alone(tiny: Phi4MM, monkeypatch: pytest.MonkeyPatch) -> None:
     together = tiny.chat_batch(REQUESTS)
     assert [reply.route for reply in together] == [
         Route(None, None),
@@ -38,6 +38,8 @@ def test_a_batch_of_every_modality_equals_its_rows_alone(tiny: Phi4MM) -> None:
     ]
     assert together == [tiny.chat_batch([request])[0] for request in REQUESTS]
     assert together == tiny.chat_batch(REQUESTS, batch_size=3)
+    monkeypatch.setattr("phi4mm.pipeline._MOST_TOKENS", 1)  # every row is embedded by itself
+    assert together == tiny.chat_batch(REQUESTS)
     for request, reply in zip(REQUESTS, together, strict=True):
         request = Request.of(request)
         assert reply.usage.new_tokens <= request.max_new_tokens

@@ -131,13 +131,14 @@ The same with each row's adapter switched off, and with the other modality's ada
    as a tower hears or sees them. Then rounded to bfloat16 and frozen.
 3. The speech tower: single digits first, then CTC on numbers, then on everything; log-mels augmented in pace, pitch,
    voice-tract length, trimming, room, channel, noise, loudness, and as expanders and noise suppression change speech.
-   AN4's clips, where their speakers pause between all words, are also cut into single words and joined anew.
-4. With the tower frozen, the audio projector, taught to say in embeddings what CTC heard, then projector and speech
-   adapter through the frozen backbone, on the loss of the answers alone.
+   AN4's clips, where their speakers pause between all words, are also cut into single words and joined anew. Then on
+   two views of each clip that must agree (CR-CTC, Yao et al. 2024), first augmented as much as before, then little.
+4. With the tower frozen, the audio projector, taught to say in embeddings what CTC heard; then projector and speech
+   adapter through the frozen backbone, on the answers, while the projector keeps to what it was taught.
 5. The vision tower, first on single printed words and digits, then by CTC on what is in a picture in reading order;
    then its projector in the same way; then tower, projector and vision adapter on the answers, a share of the questions
    as a stand-in for speech.
-6. The projector of audio beside a picture, starting from the speech one, on spoken questions; all else frozen.
+6. The projector of audio beside a picture, in the same way, on spoken questions; all else frozen.
 
 sha256 of the frozen backbone's tensors (`phi4mm/train/fingerprint.py`), the same after every stage:
 

@@ -42,7 +42,7 @@ class SpeechOptions:
     named: float = 0.5  # weight of the naming loss beside that of the answers
     learning_rate: float = 1e-3
     frames: int = 3500
-    strength: float = 0.6  # of the augmentation
+    strength: float = 0.4  # of the augmentation
     other_share: float = 0.6  # of the clips that hold more than numbers
     asked: float = 0.1  # share of digit clips with a question instead of "transcribe"
 
