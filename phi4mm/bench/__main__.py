@@ -68,8 +68,8 @@ def measures(preset: cases.Preset) -> list[Measure]:
         Measure("vision tower, 2 crops", "vision_tower"),
         Measure("first token, 10 s clip", "generate", ("audio", 1, 1)),
         *(
-            Measure(f"decode per token, batch {count}", "generate", ("text", count, 1 + new), ("text", count, 1), new)
-            for count in (1, 4, 16)
+            Measure(f"decode per token, {rows}", "generate", ("text", count, 1 + new), ("text", count, 1), new)
+            for count, rows in ((1, "1 row"), (4, "4 rows"), (16, "16 rows"))
         ),
         Measure(f"text, image, audio, image+audio: {new} tokens each", "mixed_batch"),
         Measure(f"ASR of {preset.num_clips} clips, RTFx", "asr_job", of=seconds),
