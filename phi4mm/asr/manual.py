@@ -45,11 +45,16 @@ _TAIL = """\
    between them; without one, they meet where it is quietest. `adapters/speech/README.md` has the error on clips of
    known timing; where words run into one another it is larger.
 
-Measured with the bundled checkpoint on 30 minutes made of 385 held-out AN4 clips (98 different ones, again and again),
-1.2 to 3 s of pause between them (`python -m phi4mm.bench.long_file --data MANIFEST`): word error rate 7.79 % (clip by
-clip 8.40 %); segments start 0.021 s from where a clip's sound begins (median). Three of the clips, 9 of the 385, are
-0.32 to 0.54 s off: a breath or a weak "f" or "h" before the first loud sound counts for one side and not for the other.
-The process takes 1.03 times the memory that it takes for 30 s.
+Measured with the bundled checkpoint on 30 minutes made of held-out clips, 1.2 to 3 s of pause between them (`python -m
+phi4mm.bench.long_file --data MANIFEST`); the process takes 1.03 times the memory that it takes for 30 s:
+
+| | clips | word error rate | clip by clip | starts off by (median) | at most |
+|---|---:|---:|---:|---:|---:|
+| synthetic voice flite-rms, `--audible 30` | 522 | 2.96 % | 2.89 % | 0.02 s | 0.13 s |
+| AN4 | 385 | 7.79 % | 8.40 % | 0.02 s | 0.54 s |
+
+Where an AN4 clip begins is itself uncertain: 9 of the 385 (3 clips, again and again) are more than 0.3 s off, because a
+breath, or a weak "f" or "h" before the first loud sound, counts for one side and not for the other.
 
 Files are written beside their place and then moved there: whole or not at all.
 

@@ -26,18 +26,17 @@ from phi4mm.inputs.audio import load_audio
 RATE = 16000
 PAUSE = (1.2, 3.0)  # seconds between clips
 FRAME = 0.03  # seconds
-AUDIBLE = 25.0  # dB below a clip's loudest frame: where speech begins
 LASTING = 4  # frames that it must last; clicks do not
 SHORT_SECONDS = 30.0  # of the file that the memory is compared with
 
 
-def audible_from(samples: np.ndarray) -> float:
-    """Seconds to the moment at which speech begins."""
+def audible_from(samples: np.ndarray, audible: float) -> float:
+    """Seconds to the moment from which speech is less than ``audible`` dB below the loudest frame."""
     step = round(FRAME * RATE)
     power = np.square(samples[: len(samples) // step * step]).reshape(-1, step).mean(1)
-    audible = power > power.max() * 10 ** (-AUDIBLE / 10)
-    lasting = np.lib.stride_tricks.sliding_window_view(audible, LASTING).all(1)
-    return float((np.flatnonzero(lasting) if lasting.any() else np.flatnonzero(audible))[0]) * FRAME
+    heard = power > power.max() * 10 ** (-audible / 10)
+    lasting = np.lib.stride_tricks.sliding_window_view(heard, LASTING).all(1)
+    return float((np.flatnonzero(lasting) if lasting.any() else np.flatnonzero(heard))[0]) * FRAME
 
 
 def read_manifest(manifest: Path) -> Iterator[tuple[np.ndarray, str]]:
@@ -48,15 +47,21 @@ def read_manifest(manifest: Path) -> Iterator[tuple[np.ndarray, str]]:
         yield soxr.resample(waveform.samples, waveform.sampling_rate, RATE), row["text"]
 
 
-def write_long(path: Path, clips: Sequence[tuple[np.ndarray, str]], seconds: float) -> tuple[list[float], list[str]]:
-    """Write clips one after another with pauses until there are ``seconds``; when each begins, and what is said."""
+def write_long(
+    path: Path, clips: Sequence[tuple[np.ndarray, str]], seconds: float, audible: float
+) -> tuple[list[float], list[str]]:
+    """Write clips one after another with pauses until there are ``seconds``; when each begins, and what is said.
+
+    Args:
+        audible: see ``audible_from``.
+    """
     random = Random(0)
     starts, texts, length = list[float](), list[str](), 0
     with soundfile.SoundFile(path, "w", RATE, 1) as file:
         while length < seconds * RATE:
             samples, text = clips[len(texts) % len(clips)]
             pause = np.zeros(round(random.uniform(*PAUSE) * RATE), np.float32)
-            starts.append((length + len(pause)) / RATE + audible_from(samples))
+            starts.append((length + len(pause)) / RATE + audible_from(samples, audible))
             texts.append(text)
             length += len(pause) + len(samples)
             file.write(pause)
@@ -95,6 +100,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m phi4mm.bench.long_file", description=__doc__)
     parser.add_argument("--data", type=Path, help="manifest of clips: JSON lines with audio_filepath and text")
     parser.add_argument("--minutes", type=float, default=30.0, help="default: 30")
+    parser.add_argument(
+        "--audible",
+        type=float,
+        default=25.0,
+        metavar="DB",
+        help="a clip begins where it is less than this below its loudest (default: 25; more for clips without noise)",
+    )
     parser.add_argument("--file", type=Path, help="only transcribe this file, and print what was found as JSON")
     options = parser.parse_args()
     if options.file:
@@ -105,8 +117,8 @@ def main() -> None:
     clips = list(read_manifest(options.data))
     with tempfile.TemporaryDirectory() as folder:
         long, short = Path(folder) / "long.wav", Path(folder) / "short.wav"
-        starts, texts = write_long(long, clips, 60 * options.minutes)
-        write_long(short, clips, SHORT_SECONDS)
+        starts, texts = write_long(long, clips, 60 * options.minutes, options.audible)
+        write_long(short, clips, SHORT_SECONDS, options.audible)
         found, brief = transcribed_alone(long), transcribed_alone(short)
     alone = Phi4MM.from_pretrained().transcribe_batch([(samples, RATE) for samples, _ in clips])
     one_by_one = jiwer.wer(texts, [alone[number % len(clips)].text for number in range(len(texts))])

@@ -18,14 +18,14 @@ def test_clips_lie_where_they_are_said_to(tmp_path: Path) -> None:
     click = np.zeros(RATE // 2)
     click[:50] = 0.2
     samples = np.concatenate((click, sound)).astype(np.float32)
-    assert audible_from(samples) == pytest.approx(0.5, abs=0.03)
+    assert audible_from(samples, 25.0) == pytest.approx(0.5, abs=0.03)
 
     soundfile.write(tmp_path / "clip.wav", np.stack((samples, samples), axis=1), RATE)
     (tmp_path / "clips.jsonl").write_text(json.dumps({"audio_filepath": "clip.wav", "text": "hiss"}) + "\n")
     [(read, text)] = read_manifest(tmp_path / "clips.jsonl")
     np.testing.assert_allclose(read, samples, atol=1e-4)
 
-    starts, texts = write_long(tmp_path / "long.wav", [(read, text)], 10.0)
+    starts, texts = write_long(tmp_path / "long.wav", [(read, text)], 10.0, 25.0)
     long, rate = soundfile.read(tmp_path / "long.wav", dtype="float32")
     assert (rate, set(texts), len(starts)) == (RATE, {"hiss"}, len(texts))
     assert 10 <= len(long) / RATE < 10 + 1 + PAUSE[1]
