@@ -23,8 +23,10 @@ _PAGE_OUT = 21  # MADV_PAGEOUT, since Linux 5.4
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels have an order of their own: on a CPU, in bfloat16."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+    """Whether the kernels have an order of their own: in bfloat16, on a CPU that oneDNN knows how to use for it."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def packed(weight: Tensor) -> Tensor:
