@@ -76,18 +76,17 @@ class Phi4MM:
             pack: lay the decoder's linears out in the order of the CPU's kernels, in bfloat16: decoding is faster, and
                 the same to the bit.
             compile: compile decoding (torch.compile, with CUDA graphs on a GPU); the first steps of each size take a
-                while. It needs Triton on a GPU, a C++ compiler on a CPU, and weights that are not quantised.
+                while. It needs Triton on a GPU, a C++ compiler on a CPU, and weights neither quantised nor packed.
             revision: branch, tag or commit of a hub id.
 
         Raises:
             CheckpointError: the checkpoint cannot be had, or its files are wrong.
             Phi4MMError: the device, dtype, quantisation or adapter to fold is not to be had.
         """
-        if quantize is not None and (compile or pack):
-            other = "compile" if compile else "pack"
-            raise Phi4MMError(f"{other}=True does not go with quantize={quantize!r}; leave out one of them")
-        if compile and pack:
-            raise Phi4MMError("compile=True does not go with pack=True; leave out one of them")
+        kinds = {f"quantize={quantize!r}": quantize is not None, "pack=True": pack, "compile=True": compile}
+        chosen = [kind for kind, wanted in kinds.items() if wanted]
+        if len(chosen) > 1:
+            raise Phi4MMError(f"{' and '.join(chosen)} do not go together; leave out all but one")
         checkpoint = load_checkpoint(source, device=_device(device), dtype=_dtype(dtype), revision=revision)
         if quantize is not None:
             quantize_backbone(checkpoint.model, quantize)

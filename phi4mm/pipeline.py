@@ -55,24 +55,7 @@ def answer_all(
                 while unread and len(reading) < _AHEAD * batch_size:
                     index, job = unread.popleft()
                     reading.append((index, pool.submit(job)))
-                group: list[tuple[int, Request, Row]] = []
-                longest = 0
-                # The towers take all rows that are read at once: the more there are, the better their lengths match.
-                # Whoever decodes does not wait for rows that are not yet read.
-                while reading and (engine.num_free or group):
-                    index, future = reading[0]
-                    if (engine.busy or group) and not future.done():
-                        break
-                    try:
-                        request, row = future.result()
-                    except Phi4MMError as error:
-                        results[index] = error
-                    else:
-                        longest = max(longest, len(row.token_ids))
-                        if group and longest * (len(group) + 1) > _MOST_TOKENS:
-                            break
-                        group.append((index, request, row))
-                    reading.popleft()
+                group = _ready(reading, results, wait=not engine.busy) if engine.num_free else []
                 answers.update(_submit(model, processor, engine, group))
                 for step in engine.step():
                     index, answer = answers[step.row]
@@ -84,6 +67,31 @@ def answer_all(
             for _, future in reading:
                 future.cancel()
     return [results[index] for index in range(len(jobs))]
+
+
+def _ready(
+    reading: deque[tuple[int, Future[tuple[Request, Row]]]], results: dict[int, Reply | Phi4MMError], *, wait: bool
+) -> list[tuple[int, Request, Row]]:
+    """Take the rows that are read, in order, up to ``_MOST_TOKENS``; errors go to ``results``.
+
+    The towers take all of them at once: the more there are, the better their lengths match. ``wait`` for the first row
+    where nothing is decoded meanwhile.
+    """
+    group: list[tuple[int, Request, Row]] = []
+    longest = 0
+    while reading and (reading[0][1].done() or (wait and not group)):
+        index, future = reading[0]
+        try:
+            request, row = future.result()
+        except Phi4MMError as error:
+            results[index] = error
+        else:
+            longest = max(longest, len(row.token_ids))
+            if group and longest * (len(group) + 1) > _MOST_TOKENS:
+                break
+            group.append((index, request, row))
+        reading.popleft()
+    return group
 
 
 def _submit(

@@ -18,7 +18,7 @@ from phi4mm.model.batch import Batch
 from phi4mm.model.config import VisionConfig
 from phi4mm.pipeline import answer_all
 from phi4mm.runtime.engine import Generation
-from phi4mm.runtime.fold import fold
+from phi4mm.runtime.fold import FoldedLinear, fold
 from phi4mm.runtime.pack import can_pack, pack_backbone
 from phi4mm.runtime.sampling import Sampling
 from phi4mm.types import Request
@@ -33,7 +33,6 @@ class Ours:
         self.model = self.phi.model
         if quantize is None and can_pack(self.model.device, self.model.dtype):
             pack_backbone(self.model)
-        self._folded = False
 
     def feature_extraction(self) -> None:
         waveforms = [Waveform(samples, cases.SAMPLING_RATE) for samples in cases.feature_clips()]
@@ -68,10 +67,9 @@ class Ours:
             pass
 
     def asr_job(self) -> None:
-        """All rows take the speech adapter, so it is folded into a copy of the weights, once."""
-        if not self._folded:
+        """All rows take the speech adapter: the turn that is not counted folds it into a copy of the weights."""
+        if not any(isinstance(module, FoldedLinear) for module in self.model.modules()):
             fold(self.model, "speech")
-            self._folded = True
         jobs = [partial(self._prepare, samples) for samples in cases.job_clips(self.preset.num_clips)]
         answer_all(self.model, self.phi.processor, jobs, batch_size=16)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +32,8 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def packed(weight: Tensor) -> Tensor:
-    """A weight [out_size, in_size] in the kernels' order. A plain one that a file backs no longer takes memory."""
-    result = torch.ops.mkldnn._reorder_linear_weight(weight)
-    if sys.platform == "linux":
-        start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = (weight.data_ptr() + weight.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-        if size > 0:  # it is advice: where it is not taken, nothing is lost
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _PAGE_OUT)
-    return result
+    """A weight [out_size, in_size] in the kernels' order."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
 def product(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -78,8 +74,30 @@ def pack_backbone(model: Phi4MMModel) -> Phi4MMModel:
             "device='cpu' and dtype='bfloat16', or leave it out"
         )
 
+    mapped = _mapped_files()
+
     def make(_: str, linear: nn.Module) -> nn.Module:
         assert isinstance(linear, MixtureLinear)
-        return PackedLinear(linear).eval()
+        result = PackedLinear(linear).eval()
+        _give_back(linear.weight, mapped)
+        return result
 
     return swap_linears(model, MixtureLinear, make)
+
+
+def _mapped_files() -> list[range]:
+    """The addresses at which files lie in memory."""
+    if sys.platform != "linux":
+        return []
+    regions = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
+    places = (addresses.split("-") for addresses, _, _, _, inode, *_ in regions if inode != "0")
+    return [range(int(start, 16), int(end, 16)) for start, end in places]
+
+
+def _give_back(weight: Tensor, mapped: Sequence[range]) -> None:
+    """Let the memory of a weight be used otherwise that can be read from its file again. It is advice: where it is not
+    taken, nothing is lost."""
+    if any(weight.data_ptr() in addresses for addresses in mapped):
+        start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = max(weight.data_ptr() + weight.nbytes - start, 0) // mmap.PAGESIZE * mmap.PAGESIZE
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _PAGE_OUT)

@@ -2,8 +2,8 @@
 arXiv 2410.05101).
 
 Each view is augmented on its own, and beside CTC's loss of both stands the divergence between what the classifier says
-of them, moment by moment. It keeps the tower from relying on what one of its few speakers alone does: a speaker whom
-it never heard gets half the errors. The last steps are almost without augmentation, as real clips are.
+of them, moment by moment. It keeps the tower from relying on what one of its few speakers alone does. The last steps
+are almost without augmentation, as real clips are.
 """
 
 from __future__ import annotations
@@ -30,18 +30,16 @@ class ConsistencyOptions:
     pace: Pace
     learning_rate: float
     strength: float  # of the augmentation
-    time_mask: float  # share of the frames at most
+    time_mask: float = 0.12  # share of the frames at most, at full strength
     weight: float = 0.2  # of the divergence
     weight_decay: float = 0.02
     frames: int = 1750
 
 
 STRONG = ConsistencyOptions(
-    Pace(steps=2600, warmup=100, average=0.996, log_every=300), learning_rate=6e-4, strength=0.65, time_mask=0.12
+    Pace(steps=2600, warmup=100, average=0.996, log_every=300), learning_rate=6e-4, strength=0.65
 )
-WEAK = ConsistencyOptions(
-    Pace(steps=1800, warmup=50, average=0.996, log_every=300), learning_rate=4e-4, strength=0.25, time_mask=0.12
-)
+WEAK = ConsistencyOptions(Pace(steps=1800, warmup=50, average=0.996, log_every=300), learning_rate=4e-4, strength=0.25)
 
 
 def two_views(clips: SpeechBatch, generator: torch.Generator, strength: float, time_mask: float) -> SpeechBatch:

@@ -138,7 +138,6 @@ def make_speech(recipe: Recipe) -> None:
         return
     words, model, options = trained_tower(recipe).to(recipe.device), assembled(recipe), SpeechOptions()
     naming = Naming(model, words, recipe.tokenizer, PROJECTOR)
-    model.requires_grad_(False)
     naming.learn(
         lambda number, step: speech_batches(recipe.versions, words.vocabulary, options, number, model.device),
         options.naming,

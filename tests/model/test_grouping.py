@@ -19,7 +19,7 @@ def test_groups_hold_every_clip_and_little_padding(lengths: list[int]) -> None:
     assert sorted(clip for clips, _ in groups for clip in clips) == list(range(len(lengths)))
     for clips, padded in groups:
         longest, shortest = (pick(lengths[clip] for clip in clips) for pick in (max, min))
-        assert longest <= padded < longest + max(8, longest / 4)
+        assert longest <= padded < longest + max(8, longest / 8)
         assert len(clips) == 1 or (shortest >= speech.ALIKE * padded and len(clips) * padded <= speech.MOST_FRAMES)
 
 

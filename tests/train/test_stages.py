@@ -97,7 +97,6 @@ def test_speech_stage_changes_its_projector_and_adapter_alone(
     before = copy_of(model)
 
     words.requires_grad_(False)
-    model.requires_grad_(False)
     naming = Naming(model, words, tokenizer, PROJECTOR)
     clips = collate(list(Shard(shard, NUMBER_WORDS)))
     off = naming.loss(clips.features, clips.num_frames)
