@@ -37,24 +37,27 @@ _TAIL = """\
    (`--compression-ratio-threshold`) or is improbable (`--logprob-threshold`) is decoded again at higher temperatures,
    as Whisper does. If all attempts fail, the least repetitive, then most probable one is kept. `no_speech_prob` is 1
    minus the detector's mean probability of speech: the model has no token for it.
-4. Each piece is a segment. Its start and end are those of its speech as the detector hears them. Subtitles divide a
-   long segment into cues, each with the times of its words (`--word-timestamps`) or else its share of the segment's
-   characters: those inner times are estimates.
+4. Each piece is a segment. Its start and end are those of its speech as the detector hears them; a breath before it, of
+   less than 0.1 s and with a pause after it, does not count. Subtitles divide a long segment into cues, each with the
+   times of its words (`--word-timestamps`) or else its share of the segment's characters: those inner times are
+   estimates.
 5. `--word-timestamps` estimates when each word is said. What the decoder attends to while it writes a word lies at the
    word's middle. Between the middles of two words the longest stretch that is quiet beside both is taken for the pause
    between them; without one, they meet where it is quietest. `adapters/speech/README.md` has the error on clips of
    known timing; where words run into one another it is larger.
 
-Measured with the bundled checkpoint on 30 minutes made of held-out clips, 1.2 to 3 s of pause between them (`python -m
-phi4mm.bench.long_file --data MANIFEST`); the process takes 1.03 times the memory that it takes for 30 s:
+Measured with the bundled checkpoint on 30 minutes and more made of held-out clips, 1.2 to 3 s of pause between them
+(`python -m phi4mm.bench.long_file --data MANIFEST`, and what the table says); the process takes 1.04 times the memory
+that it takes for 30 s, or less:
 
 | | clips | word error rate | clip by clip | starts off by (median) | at most |
 |---|---:|---:|---:|---:|---:|
-| synthetic voice flite-rms, `--audible 30` | 522 | 2.96 % | 2.89 % | 0.02 s | 0.13 s |
-| AN4 | 385 | 7.79 % | 8.40 % | 0.02 s | 0.54 s |
+| synthetic voice flite-rms, `--audible 30` | 522 (188 different) | 2.96 % | 2.89 % | 0.02 s | 0.13 s |
+| synthetic voices kokoro-af_bella and bm_george, `--audible 30 --minutes 34` | 494 | 3.04 % | 3.54 % | 0.02 s | 0.18 s |
+| AN4, `--align` | 382 (98 different) | 7.48 % | 8.09 % | 0.05 s | 0.20 s |
 
-Where an AN4 clip begins is itself uncertain: 9 of the 385 (3 clips, again and again) are more than 0.3 s off, because a
-breath, or a weak "f" or "h" before the first loud sound, counts for one side and not for the other.
+Where a synthetic clip begins to be heard is certain; where a recorded one begins to speak, after breaths and clicks, is
+what PocketSphinx's forced alignment of its text says.
 
 Files are written beside their place and then moved there: whole or not at all.
 

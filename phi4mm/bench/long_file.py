@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -21,12 +21,15 @@ import soxr
 
 from phi4mm.api import Phi4MM
 from phi4mm.cli import bound_kernel_caches
+from phi4mm.errors import Phi4MMError
 from phi4mm.inputs.audio import load_audio
 
 RATE = 16000
 PAUSE = (1.2, 3.0)  # seconds between clips
 FRAME = 0.03  # seconds
 LASTING = 4  # frames that it must last; clicks do not
+QUIET = 0.3  # seconds put around a clip to be aligned
+SPHINX_FRAME = 0.01  # seconds
 SHORT_SECONDS = 30.0  # of the file that the memory is compared with
 
 
@@ -39,33 +42,54 @@ def audible_from(samples: np.ndarray, audible: float) -> float:
     return float((np.flatnonzero(lasting) if lasting.any() else np.flatnonzero(heard))[0]) * FRAME
 
 
-def read_manifest(manifest: Path) -> Iterator[tuple[np.ndarray, str]]:
-    """Samples at 16 kHz and text of each clip (JSON lines: audio_filepath relative to the manifest, text)."""
+def aligned_from(samples: np.ndarray, text: str) -> float:
+    """Seconds to the first word, as PocketSphinx's forced alignment finds it; a ``Phi4MMError`` where it finds none."""
+    import pocketsphinx
+
+    decoder = pocketsphinx.Decoder(lm=None, samprate=RATE, loglevel="FATAL")
+    decoder.set_align_text(text)
+    around = np.zeros(round(QUIET * RATE), np.float32)
+    decoder.start_utt()
+    pcm = np.concatenate((around, samples, around)).clip(-1, 1) * 32767
+    decoder.process_raw(pcm.astype(np.int16).tobytes(), full_utt=True)
+    decoder.end_utt()
+    words = [part for part in decoder.seg() if not part.word.startswith(("<", "[", "("))]
+    if not words:
+        raise Phi4MMError(f"{text!r}: PocketSphinx cannot align it with its clip; leave the clip out, or --align")
+    return float(words[0].start_frame) * SPHINX_FRAME - QUIET
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Samples at 16 kHz, what is said, and where in seconds that begins."""
+
+    samples: np.ndarray
+    text: str
+    start: float
+
+
+def read_manifest(manifest: Path, start_of: Callable[[np.ndarray, str], float]) -> Iterator[Clip]:
+    """The clips of a manifest (JSON lines: audio_filepath relative to the manifest, text)."""
     for line in manifest.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         waveform = load_audio(manifest.parent / row["audio_filepath"])
-        yield soxr.resample(waveform.samples, waveform.sampling_rate, RATE), row["text"]
+        samples = soxr.resample(waveform.samples, waveform.sampling_rate, RATE)
+        yield Clip(samples, row["text"], start_of(samples, row["text"]))
 
 
-def write_long(
-    path: Path, clips: Sequence[tuple[np.ndarray, str]], seconds: float, audible: float
-) -> tuple[list[float], list[str]]:
-    """Write clips one after another with pauses until there are ``seconds``; when each begins, and what is said.
-
-    Args:
-        audible: see ``audible_from``.
-    """
+def write_long(path: Path, clips: Sequence[Clip], seconds: float) -> tuple[list[float], list[str]]:
+    """Write clips one after another with pauses until there are ``seconds``; when each begins, and what is said."""
     random = Random(0)
     starts, texts, length = list[float](), list[str](), 0
     with soundfile.SoundFile(path, "w", RATE, 1) as file:
         while length < seconds * RATE:
-            samples, text = clips[len(texts) % len(clips)]
+            clip = clips[len(texts) % len(clips)]
             pause = np.zeros(round(random.uniform(*PAUSE) * RATE), np.float32)
-            starts.append((length + len(pause)) / RATE + audible_from(samples, audible))
-            texts.append(text)
-            length += len(pause) + len(samples)
+            starts.append((length + len(pause)) / RATE + clip.start)
+            texts.append(clip.text)
+            length += len(pause) + len(clip.samples)
             file.write(pause)
-            file.write(samples)
+            file.write(clip.samples)
     return starts, texts
 
 
@@ -107,6 +131,9 @@ def main() -> None:
         metavar="DB",
         help="a clip begins where it is less than this below its loudest (default: 25; more for clips without noise)",
     )
+    parser.add_argument(
+        "--align", action="store_true", help="a clip begins where PocketSphinx's alignment of its text says, instead"
+    )
     parser.add_argument("--file", type=Path, help="only transcribe this file, and print what was found as JSON")
     options = parser.parse_args()
     if options.file:
@@ -114,13 +141,17 @@ def main() -> None:
         return
     if options.data is None:
         parser.error("--data is needed")
-    clips = list(read_manifest(options.data))
+    start_of = aligned_from if options.align else lambda samples, text: audible_from(samples, options.audible)
+    try:
+        clips = list(read_manifest(options.data, start_of))
+    except Phi4MMError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     with tempfile.TemporaryDirectory() as folder:
         long, short = Path(folder) / "long.wav", Path(folder) / "short.wav"
-        starts, texts = write_long(long, clips, 60 * options.minutes, options.audible)
-        write_long(short, clips, SHORT_SECONDS, options.audible)
+        starts, texts = write_long(long, clips, 60 * options.minutes)
+        write_long(short, clips, SHORT_SECONDS)
         found, brief = transcribed_alone(long), transcribed_alone(short)
-    alone = Phi4MM.from_pretrained().transcribe_batch([(samples, RATE) for samples, _ in clips])
+    alone = Phi4MM.from_pretrained().transcribe_batch([(clip.samples, RATE) for clip in clips])
     one_by_one = jiwer.wer(texts, [alone[number % len(clips)].text for number in range(len(texts))])
     together = jiwer.wer(" ".join(texts), " ".join(text for _, text in found.segments))
     errors = [min(abs(start - true) for true in starts) for start, _ in found.segments]

@@ -14,6 +14,7 @@ from phi4mm.inputs.audio import Waveform
 from phi4mm.transcription.detector import FRAME, FRAME_SECONDS, SAMPLING_RATE, SpeechDetector
 
 PAD = 0.4  # seconds of what is around it that a piece keeps on either side
+BREATH_PAUSE = 4  # frames, about 0.13 s: after so long, a burst is no part of the word that follows
 HYSTERESIS = 0.15  # speech goes on down to this much below the threshold at which it begins
 MARGIN = 0.5  # seconds that a forced cut leaves to the next piece at least
 # The detector takes the first third of a second of steady tones for speech. Of 209 recorded digits each had three
@@ -178,7 +179,8 @@ class Cutter:
         if self._judge and (num_sure < FEWEST_FRAMES or _level_range(speech) < STEADY):
             return None
         self._short = None
-        return _piece(self._kept[:size], self._first, self._onset, last)
+        start = self._onset + _num_before_speech(speech, self._threshold, self._low)
+        return _piece(self._kept[:size], self._first, start, last)
 
     def _drop(self, count: int) -> None:
         count = max(count, 0)
@@ -207,6 +209,22 @@ def _level_range(parts: list[Frame]) -> float:
     full = max((len(frame.samples) for frame in parts), default=0)
     levels = [frame.level for frame in parts if 2 * len(frame.samples) >= full > 0]
     return max(levels) - min(levels) if levels else 0.0
+
+
+def _num_before_speech(parts: list[Frame], threshold: float, low: float) -> int:
+    """How many frames are before the first speech that lasts: not a breath, with fewer than three frames of speech and
+    a pause after it. 0 if none lasts."""
+    start = 0
+    while True:
+        pause = next(
+            (at for at in range(start, len(parts)) if all(f.probability < low for f in parts[at : at + BREATH_PAUSE])),
+            len(parts),
+        )
+        if sum(frame.probability >= threshold for frame in parts[start:pause]) >= FEWEST_FRAMES:
+            return start
+        start = next((at for at in range(pause, len(parts)) if parts[at].probability >= threshold), len(parts))
+        if start == len(parts):
+            return 0
 
 
 def _best_cut(kept: list[Frame], low: float, *, least: int) -> int:

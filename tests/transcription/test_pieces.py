@@ -52,6 +52,14 @@ def test_short_pauses_do_not_end_pieces() -> None:
     assert piece.speech == pytest.approx(2 / 2.8, abs=0.03)
 
 
+def test_a_breath_is_kept_but_speech_begins_after_it() -> None:
+    for breath, start in ((0.064, 1.4), (0.16, 1.0)):  # the second is long enough for a word
+        (piece,) = cut(made_up((1.0, 0.0), (breath, 0.9), (0.4 - breath, 0.0), (1.0, 0.9), (2.0, 0.0)), max_piece=30.0)
+        assert piece.start == pytest.approx(start, abs=FRAME_SECONDS)
+        assert piece.offset == pytest.approx(0.6, abs=2 * FRAME_SECONDS)
+        assert piece.end == pytest.approx(2.4, abs=2 * FRAME_SECONDS)
+
+
 def test_a_long_stretch_is_cut_in_the_longest_pause_of_its_second_half() -> None:
     parts = made_up((2, 1), (0.6, 0), (3, 1), (0.2, 0), (1, 1), (0.4, 0), (6, 1), (1, 0))
     pieces = list(cut(parts, max_piece=10, min_silence=1))
