@@ -24,6 +24,7 @@ from phi4mm.files import written_whole
 
 PROGRAM = "phi4mm.bench"
 _SIDES = ("ours", "theirs")
+ALONE, BATCHES = "clip by clip", "padded batches of 16"  # how the port runs the ASR job
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Measure:
 
 @dataclass(frozen=True)
 class Result:
-    """A row's medians: seconds, bytes or seconds of audio per second (see ``unit``), and how many times better."""
+    """A row's medians: seconds, bytes or seconds of audio per second (see ``unit``), and how many times better; or a
+    count of clips, without the last."""
 
     name: str
     unit: str
@@ -72,7 +74,10 @@ def measures(preset: cases.Preset) -> list[Measure]:
             for count, rows in ((1, "1 row"), (4, "4 rows"), (16, "16 rows"))
         ),
         Measure(f"text, image, audio, image+audio: {new} tokens each", "mixed_batch"),
-        Measure(f"ASR of {preset.num_clips} clips, RTFx", "asr_job", of=seconds),
+        *(
+            Measure(f"ASR of {preset.num_clips} clips, RTFx; the port: {how}", "asr_job", (batch_size,), of=seconds)
+            for batch_size, how in ((1, ALONE), (16, BATCHES))
+        ),
     ]
 
 
@@ -90,13 +95,13 @@ class Worker:
         self.peak_bytes = 0
         self.load_seconds = float(self._answer()["seconds"])
 
-    def run(self, method: str, arguments: Sequence[Any]) -> float:
-        """Seconds that it took."""
+    def run(self, method: str, arguments: Sequence[Any]) -> tuple[float, Any]:
+        """Seconds that it took, and what it returned."""
         assert self._process.stdin is not None
         print(json.dumps({"method": method, "arguments": arguments}), file=self._process.stdin, flush=True)
         answer = self._answer()
         self.peak_bytes = answer["peak_bytes"]
-        return float(answer["seconds"])
+        return float(answer["seconds"]), answer["returned"]
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -122,22 +127,31 @@ def workers(sides: Sequence[str], folder: Path, options: argparse.Namespace) -> 
         yield started
 
 
-def time_rows(group: dict[str, Worker], rows: Sequence[Measure], repeats: int) -> dict[str, dict[str, float]]:
-    """Row -> side -> median; the sides take turns, after one turn each that is not counted."""
-    medians: dict[str, dict[str, float]] = {}
+@dataclass(frozen=True)
+class Timed:
+    """Of a row and a side: the median of the seconds, and what the work returned."""
+
+    seconds: float
+    returned: Any
+
+
+def time_rows(group: dict[str, Worker], rows: Sequence[Measure], repeats: int) -> dict[str, dict[str, Timed]]:
+    """Row -> side -> what was timed; the sides take turns, after one turn each that is not counted."""
+    timed: dict[str, dict[str, Timed]] = {}
     for row in rows:
+        returned: dict[str, Any] = {}
         times: dict[str, list[float]] = {side: [] for side in group}
         for turn in range(1 + repeats):
             for side in sorted(group, reverse=bool(turn % 2)):
-                seconds = group[side].run(row.method, row.arguments)
+                seconds, returned[side] = group[side].run(row.method, row.arguments)
                 if row.without is not None:
-                    seconds -= group[side].run(row.method, row.without)
+                    seconds -= group[side].run(row.method, row.without)[0]
                 if turn:
                     times[side].append(seconds / row.per)
-        medians[row.name] = {side: statistics.median(values) for side, values in times.items()}
-        told = ", ".join(f"{side} {seconds:.4g} s" for side, seconds in medians[row.name].items())
+        timed[row.name] = {side: Timed(statistics.median(times[side]), returned[side]) for side in times}
+        told = ", ".join(f"{side} {found.seconds:.4g} s" for side, found in timed[row.name].items())
         print(f"{PROGRAM}: {row.name}: {told}", file=sys.stderr, flush=True)
-    return medians
+    return timed
 
 
 def compare(options: argparse.Namespace, folder: Path) -> list[Result]:
@@ -146,20 +160,43 @@ def compare(options: argparse.Namespace, folder: Path) -> list[Result]:
     sides = _SIDES if options.compare else _SIDES[:1]
     load: dict[str, float] = {}
     peak: dict[str, float] = {}
-    medians: dict[str, dict[str, float]] = {row.name: {} for row in rows}
+    timed: dict[str, dict[str, Timed]] = {row.name: {} for row in rows}
     for together in [[side] for side in sides] if options.one_at_a_time else [list(sides)]:
         with workers(together, folder, options) as group:
-            for name, values in time_rows(group, rows, options.repeats).items():
-                medians[name] |= values
+            for name, found in time_rows(group, rows, options.repeats).items():
+                timed[name] |= found
             load |= {side: worker.load_seconds for side, worker in group.items()}
             peak |= {side: worker.peak_bytes for side, worker in group.items()}
     results = [_result("load", "s", load), _result("peak memory of the process", "bytes", peak)]
     for row in rows:
+        seconds = {side: found.seconds for side, found in timed[row.name].items()}
         if row.of is None:
-            results.append(_result(row.name, "s", medians[row.name]))
+            results.append(_result(row.name, "s", seconds))
         else:
-            speeds = {side: row.of / seconds for side, seconds in medians[row.name].items()}
-            results.append(_result(row.name, "x", speeds))
+            results.append(_result(row.name, "x", {side: row.of / value for side, value in seconds.items()}))
+    return results + _same_words([timed[row.name] for row in rows if row.of is not None])
+
+
+def _same_words(jobs: Sequence[dict[str, Timed]]) -> list[Result]:
+    """In how many clips each job's words are those that the port writes clip by clip, which the first job is."""
+    if len(jobs) < 2 or "theirs" not in jobs[0]:
+        return []
+    right = jobs[0]["theirs"].returned
+    results = []
+    for job, how in zip(jobs, (ALONE, BATCHES), strict=True):
+        same = {
+            side: sum(one == other for one, other in zip(found.returned, right, strict=True))
+            for side, found in job.items()
+        }
+        results.append(
+            Result(
+                f"clips whose words are those of the port {ALONE}; the port: {how}",
+                "clips",
+                same["ours"],
+                same["theirs"],
+                None,
+            )
+        )
     return results
 
 
@@ -194,6 +231,8 @@ def table(results: Sequence[Result]) -> str:
             return ""
         if unit == "bytes":
             return f"{value / 2**30:.2f} GiB"
+        if unit == "clips":
+            return f"{value:.0f}"
         if unit == "x":
             return f"{value:.1f}"
         return f"{value * 1000:.1f} ms" if value < 10 else f"{value:.1f} s"

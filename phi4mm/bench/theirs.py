@@ -91,18 +91,31 @@ class Theirs:
         for kind in cases.KINDS:
             self.generate(kind, 1, self.preset.new_tokens)
 
-    def asr_job(self) -> None:
-        """Batches of 16 sorted by length, which is what is fast here (its padded clips come out changed)."""
-        clips = sorted(cases.job_clips(self.preset.num_clips), key=len)
-        for start in range(0, len(clips), 16):
-            group = clips[start : start + 16]
+    def asr_job(self, batch_size: int) -> list[str]:
+        """The clips' texts, from batches sorted by length, which is what is fast here.
+
+        A padded clip comes out changed: transformers adds a boolean mask to the relative bias of the speech tower's
+        attention, so that padding is attended to. Only one clip at a time (``batch_size`` 1) is as it should be.
+        """
+        clips = cases.job_clips(self.preset.num_clips)
+        order = sorted(range(len(clips)), key=lambda index: len(clips[index]))
+        texts: dict[int, str] = {}
+        for start in range(0, len(order), batch_size):
+            group = [clips[index] for index in order[start : start + batch_size]]
             features = self.extractor(group, sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
             rows = [
                 self.processor.row(Request(cases.PROMPT, audios=[(samples, cases.SAMPLING_RATE)])) for samples in group
             ]
             inputs = self._inputs(rows)
             inputs["audio_input_features"] = features["audio_input_features"].to(self.dtype)
-            self._generate(inputs, "speech", 1, max(cases.job_tokens(len(samples)) for samples in group))
+            tokens = self._generate(inputs, "speech", 1, max(cases.job_tokens(len(samples)) for samples in group))
+            for index, written in zip(order[start : start + batch_size], tokens.tolist(), strict=True):
+                texts[index] = self._text(written[: cases.job_tokens(len(clips[index]))])
+        return [texts[index] for index in range(len(clips))]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        stop = {*self.config.backbone.stop_token_ids, self.config.backbone.pad_token_id}
+        return self.processor.tokenizer.decode([token for token in tokens if token not in stop])
 
     def _rows(self, kind: str) -> list[Row]:
         return [self.processor.row(request) for request in cases.requests_of(kind, self.config)]
@@ -134,8 +147,11 @@ class Theirs:
         return inputs
 
     @torch.inference_mode()
-    def _generate(self, inputs: dict[str, Any], adapter: str | None, least: int, most: int) -> None:
+    def _generate(self, inputs: dict[str, Any], adapter: str | None, least: int, most: int) -> torch.Tensor:
+        """The new tokens [rows, tokens]."""
         if adapter is not None:
             self.port.set_adapter(adapter)
         with self.port.disable_adapter() if adapter is None else nullcontext():
-            self.causal_lm.generate(**inputs, min_new_tokens=least, max_new_tokens=most, do_sample=False)
+            written = self.causal_lm.generate(**inputs, min_new_tokens=least, max_new_tokens=most, do_sample=False)
+        new: torch.Tensor = written[:, inputs["input_ids"].shape[1] :]
+        return new

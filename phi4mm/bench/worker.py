@@ -16,7 +16,8 @@ from phi4mm.bench.cases import PRESETS
 
 
 def main() -> None:
-    """Load the model, then read ``{"method": ..., "arguments": [...]}`` and answer ``{"seconds": ...}``."""
+    """Load the model, then read ``{"method": ..., "arguments": [...]}`` and answer ``{"seconds": ...,
+    "returned": ...}``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("side", choices=("ours", "theirs"))
     parser.add_argument("folder", type=Path)
@@ -39,10 +40,10 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         start = time.perf_counter()
-        getattr(side, order["method"])(*order["arguments"])
+        returned = getattr(side, order["method"])(*order["arguments"])
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), file=answers)
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak, "returned": returned}), file=answers)
 
 
 if __name__ == "__main__":
