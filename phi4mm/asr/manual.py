@@ -52,12 +52,12 @@ that it takes for 30 s, or less:
 
 | | clips | word error rate | clip by clip | starts off by (median) | at most |
 |---|---:|---:|---:|---:|---:|
-| synthetic voice flite-rms, `--audible 30` | 522 (188 different) | 2.96 % | 2.89 % | 0.02 s | 0.13 s |
-| synthetic voices kokoro-af_bella and bm_george, `--audible 30 --minutes 34` | 494 | 3.04 % | 3.54 % | 0.02 s | 0.18 s |
+| flite-rms, `--audible 30` | 522 (188 different) | 2.96 % | 2.89 % | 0.02 s | 0.13 s |
+| kokoro-af_bella and kokoro-bm_george, `--audible 30 --minutes 34` | 494 | 3.04 % | 3.54 % | 0.02 s | 0.18 s |
 | AN4, `--align` | 382 (98 different) | 7.48 % | 8.09 % | 0.05 s | 0.20 s |
 
-Where a synthetic clip begins to be heard is certain; where a recorded one begins to speak, after breaths and clicks, is
-what PocketSphinx's forced alignment of its text says.
+The first three are synthetic voices: where such a clip begins to be heard is certain. Where a recorded one begins to
+speak, after breaths and clicks, is what PocketSphinx's forced alignment of its text says.
 
 Files are written beside their place and then moved there: whole or not at all.
 
