@@ -141,8 +141,12 @@ class Vision(nn.Module):
 
     def tokens(self, crops: Tensor, masks: Tensor) -> Tensor:
         """Crops as in ``forward`` to their 2x2-averaged features [crops, tokens per side, tokens per side, hidden]."""
+        return self.averaged(self.tower(crops, masks))
+
+    def averaged(self, features: Tensor) -> Tensor:
+        """What the tower says of patches, averaged over squares of 2x2."""
         side = self.config.patches_per_side
-        square = self.tower(crops, masks).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        square = features.unflatten(1, (side, side)).permute(0, 3, 1, 2)
         if side % 2:
             square = F.pad(square, (0, 1, 0, 1), mode="reflect")
         return F.avg_pool2d(square, 2).permute(0, 2, 3, 1)

@@ -1,32 +1,41 @@
 """Stage: pictures prepared ahead of training, with their questions, in one file.
 
-A file holds the crops of all its pictures one after another (float16), their patch masks, each picture's grid, and the
-questions, answers and tasks as JSON lines beside it.
+A file holds the crops of all its pictures one after another (float16), their patch masks, what has its centre in each
+patch, each picture's grid, and the questions, answers and tasks as JSON lines beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_lowercase
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from phi4mm.inputs.image import prepare_image
+from phi4mm.inputs.image import PreparedImage, prepare_image
 from phi4mm.model.batch import ImageBatch
 from phi4mm.model.config import VisionConfig
 from phi4mm.train.files import read_rows, read_tensors, write_rows, write_tensors
-from phi4mm.train.pictures import Picture, Question
+from phi4mm.train.pictures import Picture, Question, Thing
+from phi4mm.train.text import COLOURS, SHAPES
+from phi4mm.train.words import DIGITS
+
+# What a picture may show; class 0 is nothing.
+THINGS = (*(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES), *DIGITS, *ascii_lowercase)
+UNKNOWN = -1  # what there is in the patches of a picture whose things are not known
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """Crops [crops, channels, size, size], masks [crops, patches, patches], tile rows and columns, tokens it takes."""
+    """Crops [crops, channels, size, size], masks and classes of ``THINGS`` [crops, patches, patches], tile rows and
+    columns, tokens it takes."""
 
     crops: Tensor
     masks: Tensor
+    things: Tensor
     grid: tuple[int, int]
     num_tokens: int
 
@@ -36,7 +45,7 @@ class PictureBank:
 
     def __init__(self, path: Path) -> None:
         tensors = read_tensors(path)
-        self.crops, self.masks = tensors["crops"], tensors["masks"]
+        self.crops, self.masks, self.things = tensors["crops"], tensors["masks"], tensors["things"]
         self.grids, self.num_tokens = tensors["grids"].tolist(), tensors["num_tokens"].tolist()
         self.starts = [0, *torch.tensor([1 + rows * columns for rows, columns in self.grids]).cumsum(0).tolist()]
         rows = read_rows(_questions_of(path))
@@ -48,13 +57,16 @@ class PictureBank:
     def __getitem__(self, index: int) -> StoredImage:
         inside = slice(self.starts[index], self.starts[index + 1])
         rows, columns = self.grids[index]
-        return StoredImage(self.crops[inside], self.masks[inside], (rows, columns), self.num_tokens[index])
+        known = self.crops[inside], self.masks[inside], self.things[inside]
+        return StoredImage(*known, (rows, columns), self.num_tokens[index])
 
 
 def write_bank(path: Path, pictures: Iterable[Picture], config: VisionConfig, *, total: int) -> None:
-    images, rows = [], []
+    images, things, rows = [], [], []
     for picture in tqdm(pictures, desc=f"pictures: {path.stem}", total=total, disable=None):
-        images.append(prepare_image(picture.image, config))
+        image = prepare_image(picture.image, config)
+        images.append(image)
+        things.append(places(picture, image, config))
         rows.append({"questions": [[asked.text, asked.answer, asked.task] for asked in picture.questions]})
     write_rows(_questions_of(path), rows)
     write_tensors(
@@ -62,10 +74,39 @@ def write_bank(path: Path, pictures: Iterable[Picture], config: VisionConfig, *,
         {
             "crops": torch.cat([image.crops.half() for image in images]),
             "masks": torch.cat([image.masks for image in images]),
+            "things": torch.cat(things),
             "grids": torch.tensor([image.grid for image in images]),
             "num_tokens": torch.tensor([image.num_tokens for image in images]),
         },
     )
+
+
+def places(picture: Picture, image: PreparedImage, config: VisionConfig) -> Tensor:
+    """The class of ``THINGS`` of what has its centre in each patch of each crop: int8 [crops, patches, patches]."""
+    found = torch.full(image.masks.shape, 0 if picture.things else UNKNOWN, dtype=torch.int8)
+    side, (rows, columns) = config.image_size, image.grid
+    scale = min(columns * side / picture.image.width, rows * side / picture.image.height)
+    for thing in picture.things:
+        x, y = thing.x * scale, thing.y * scale  # on the tiles
+        tile = 1 + int(y // side) * columns + int(x // side)
+        for crop, across, down in ((0, x / columns, y / rows), (tile, x % side, y % side)):
+            found[crop, int(down // config.patch_size), int(across // config.patch_size)] = _class_of(thing)
+    return found
+
+
+def _class_of(thing: Thing) -> int:
+    return 1 + THINGS.index(thing.words)
+
+
+def vary_images(images: Sequence[StoredImage], generator: torch.Generator, strength: float) -> list[StoredImage]:
+    """Random brightness, contrast and noise, the same in all crops of a picture."""
+    varied = []
+    for image in images:
+        gain, offset, level = (torch.rand(3, generator=generator) * 2 - 1).tolist()
+        noise = torch.randn(image.crops.shape, generator=generator) * (0.05 * strength * (level + 1) / 2)
+        crops = image.crops.float() * (1 + 0.1 * strength * gain) + 0.06 * strength * offset + noise
+        varied.append(replace(image, crops=crops))
+    return varied
 
 
 def collate_images(images: Sequence[StoredImage]) -> ImageBatch:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from string import ascii_lowercase
@@ -20,7 +21,7 @@ from string import ascii_lowercase
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from phi4mm.train.pictures import COUNT, READ, SHAPE_QUESTION, Picture, Question
+from phi4mm.train.pictures import COUNT, READ, SHAPE_QUESTION, Picture, Question, Thing
 from phi4mm.train.text import COLOURS, SHAPES
 from phi4mm.train.words import COMMANDS, DIGITS, MONTHS, NUMBER_WORDS
 
@@ -79,6 +80,11 @@ class _Shape:
     shape: str
     box: Box
 
+    @property
+    def thing(self) -> Thing:
+        left, top, right, bottom = self.box
+        return Thing(f"{self.colour} {self.shape}", (left + right) / 2 / FINE, (top + bottom) / 2 / FINE)
+
 
 # One shape.
 
@@ -91,7 +97,7 @@ def draw_shape(random: Random) -> Picture:
     left, top = random.randint(0, edge - width), random.randint(0, edge - height)
     drawn = _Shape(colour, shape, (left, top, left + width, top + height))
     image = _render([drawn], [EASY_COLOURS[colour]], (edge, edge), _background(random))
-    return Picture(image, _easy_questions(colour, shape, random))
+    return Picture(image, _easy_questions(colour, shape, random), (drawn.thing,))
 
 
 def _background(random: Random) -> RGB:
@@ -172,7 +178,7 @@ def draw_shapes(random: Random) -> Picture:
     colours = [EASY_COLOURS[drawn.colour] if easy else _tinted(drawn.colour, random) for drawn in shapes]
     ground = (255, 255, 255) if random.random() < 0.2 else _background(random)
     image = _render(shapes, colours, (FINE * width, FINE * height), ground)
-    return Picture(image, _count_questions(shapes, random))
+    return Picture(image, _count_questions(shapes, random), tuple(drawn.thing for drawn in shapes))
 
 
 def _places(count: int, size: tuple[int, int], random: Random) -> list[tuple[str, Box]]:
@@ -238,7 +244,7 @@ MARGIN = 7  # fine pixels
 FILL = (0.65, 1.0)  # share of the room that the text takes
 CONTRAST = 100  # least difference in luma, of 255
 _REFERENCE = 40  # font size in fine pixels at which text is measured
-_PLAIN_FONT = "Aileron"  # comes with Pillow
+PLAIN_FONT = "Aileron"  # comes with Pillow
 # Of packages that bring fonts along; the expressions leave out symbols and scripts other than Latin.
 _FONT_PACKAGES = (("rendercv_fonts", r"(?!Font ?Awesome|NotoSans[A-Z]{2})"), ("matplotlib", r"DejaVu(?!.*Display)"))
 _SYSTEM_FONTS = (
@@ -273,15 +279,18 @@ def draw_text(random: Random, words: Sequence[str], fonts: Sequence[str] = ()) -
         printed, answer = spelled.upper(), " ".join(spelled)
     verb = "are" if kind == "letters" else "is"
     asked = ("what is written?", "what does it say?", f"what {verb} the {kind}?")
-    image = _print(printed, random.choice(fonts or found_fonts()), random)
-    return Picture(image, tuple(Question(text, answer, READ) for text in asked))
+    image, centres = _print(printed, random.choice(fonts or found_fonts()), random)
+    names = [DIGITS[int(character)] if character.isdigit() else character for character in printed.lower()]
+    things = tuple(Thing(name, x, y) for name, (x, y) in zip(names, centres, strict=True))
+    return Picture(image, tuple(Question(text, answer, READ) for text in asked), things)
 
 
 def _letters(random: Random) -> str:
     return "".join(random.choices(ascii_lowercase, k=random.randint(2, 4)))
 
 
-def _print(text: str, font: str, random: Random) -> Image.Image:
+def _print(text: str, font: str, random: Random) -> tuple[Image.Image, list[tuple[float, float]]]:
+    """A picture of a text, and the centre of each of its characters in pixels."""
     size = random.choice(TEXT_SIZES) if len(text) <= SHORT else TEXT_SIZES[-1]
     room = [FINE * edge - 2 * MARGIN for edge in size]
     angle = random.uniform(-TILT, TILT)
@@ -294,15 +303,26 @@ def _print(text: str, font: str, random: Random) -> Image.Image:
     left, top, right, bottom = (round(edge) for edge in drawn.getbbox(text))
     tile = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(tile).text((-left, -top), text, fill=255, font=drawn)
+    ends = [drawn.getlength(text[:index]) - left for index in range(len(text) + 1)]
+    from_middle = [(start + end - tile.width) / 2 for start, end in pairwise(ends)]
     tile = tile.rotate(angle, Image.Resampling.BILINEAR, expand=True)
     mask = Image.new("L", (FINE * size[0], FINE * size[1]))
     spare = [max(0, edge - taken) for edge, taken in zip(room, tile.size, strict=True)]
-    mask.paste(tile, (MARGIN + random.randint(0, spare[0]), MARGIN + random.randint(0, spare[1])))
+    at = MARGIN + random.randint(0, spare[0]), MARGIN + random.randint(0, spare[1])
+    mask.paste(tile, at)
+    turned = math.radians(angle)
+    centres = [
+        (
+            (at[0] + tile.width / 2 + x * math.cos(turned)) / FINE,
+            (at[1] + tile.height / 2 - x * math.sin(turned)) / FINE,
+        )
+        for x in from_middle
+    ]
 
     ink, ground = _ink_and_ground(random)
     image = Image.new("RGB", size, ground)
     image.paste(ink, (0, 0, *size), mask.resize(size, Image.Resampling.BILINEAR))
-    return image
+    return image, centres
 
 
 def _ink_and_ground(random: Random) -> tuple[RGB, RGB]:
@@ -330,7 +350,7 @@ def found_fonts() -> tuple[str, ...]:
 @cache
 def _font_files() -> dict[str, str]:
     """The fonts' files by name; Pillow's own has none."""
-    files = {_PLAIN_FONT: ""}
+    files = {PLAIN_FONT: ""}
     for name in _SYSTEM_FONTS:
         try:
             files[name] = str(ImageFont.truetype(name).path)  # looks through the system's folders of fonts

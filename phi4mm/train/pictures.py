@@ -25,11 +25,21 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Thing:
+    """What a picture shows somewhere: its words ("red circle", "seven"), and its centre in pixels from upper left."""
+
+    words: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
 class Picture:
-    """An RGB image and what may be asked about it."""
+    """An RGB image, what may be asked about it, and where what it shows is (nothing where that is not known)."""
 
     image: Image.Image
     questions: tuple[Question, ...]
+    things: tuple[Thing, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,12 @@ from phi4mm.model.batch import AudioBatch, Batch
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Modality
 from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns
-from phi4mm.train.bank import PictureBank, collate_images
+from phi4mm.train.bank import PictureBank, collate_images, vary_images
 from phi4mm.train.batches import SpeechBatch
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.shards import Shard
 from phi4mm.train.speech import PROJECTOR, Naming
 from phi4mm.train.tower import WordTower, varied_batches
-from phi4mm.train.vision import vary_images
 
 VISION_PROJECTOR = "vision"
 

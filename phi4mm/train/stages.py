@@ -32,6 +32,7 @@ from phi4mm.train.measure import (
     word_error_rate,
     word_time_figures,
 )
+from phi4mm.train.picture_words import NamingOptions, name_the_pictures, train_picture_words
 from phi4mm.train.pictures import Picture
 from phi4mm.train.recipe import Recipe
 from phi4mm.train.samples import SAMPLES, write_picture_samples, write_samples
@@ -42,15 +43,16 @@ from phi4mm.train.synthesis import MANIFEST, numbers, sentences, synthesise
 from phi4mm.train.text import COLOURS, SHAPES
 from phi4mm.train.tokenizer import train_tokenizer
 from phi4mm.train.tower import TowerOptions, WordTower, train_tower
-from phi4mm.train.vision import VisionOptions, name_the_pictures, train_picture_words, train_vision
+from phi4mm.train.vision import VisionOptions, train_vision
 from phi4mm.train.vision import initialise as initialise_vision
 from phi4mm.train.voices import available_voices
 
 log = logging.getLogger(__name__)
 
-NUM_DRAWN = {"shape": 3000, "shapes": 3000, "text": 12000}
-PER_ROUND = {"easy_vqa": 200, "shape": 300, "shapes": 400, "text": 100}  # pictures of each bank
+NUM_DRAWN = {"shape": 2000, "shapes": 10000, "text": 24000}
+PER_ROUND = {"easy_vqa": 150, "shape": 100, "shapes": 400, "text": 350}  # pictures of each bank
 NUM_HELD_OUT = 200
+WATCHED_WORDS = ("shapes", "text")  # pictures whose words are watched
 WATCHED = 60  # clips or pictures of each group that are judged while training
 
 
@@ -177,8 +179,7 @@ def prepare_pictures(recipe: Recipe) -> None:
     split = recipe.easy_vqa
     sets: dict[str, tuple[Iterator[Picture], int]] = {
         "easy_vqa": ((picture.open() for picture in split.train), len(split.train)),
-        "easy_vqa held out": ((picture.open() for picture in split.held_out), len(split.held_out)),
-        "text held out": (drawn("text", "text held out", NUM_HELD_OUT), NUM_HELD_OUT),
+        **{f"{name} held out": (drawn(name, f"{name} held out", NUM_HELD_OUT), NUM_HELD_OUT) for name in WATCHED_WORDS},
         **{name: (drawn(name, name, total), total) for name, total in NUM_DRAWN.items()},
     }
     for name, (pictures, total) in sets.items():
@@ -195,18 +196,18 @@ def make_vision(recipe: Recipe) -> None:
     model = assemble(recipe.config, read_tensors(recipe.backbone_file)).to(recipe.device)
     assert model.vision is not None
     initialise_vision(model.vision)
-    options, device = VisionOptions(), torch.device(recipe.device)
+    options, device = NamingOptions(), torch.device(recipe.device)
     vocabulary = sorted({*recipe.vocabulary, *COLOURS, *SHAPES})
-    judged = {name: PictureBank(recipe.pictures(f"{name} held out")) for name in ("easy_vqa", "text")}
+    judged = {name: PictureBank(recipe.pictures(f"{name} held out")) for name in WATCHED_WORDS}
     stage = recipe.stage("picture words")
     words = train_picture_words(model.vision, list(banks.values()), judged, vocabulary, options, stage, device)
-    name_the_pictures(model, words, mixture, recipe.tokenizer, options, recipe.stage("image projector"))
+    name_the_pictures(model, words, list(banks.values()), recipe.tokenizer, options, recipe.stage("image projector"))
 
     def watch(model: Phi4MMModel) -> dict[str, float]:
         phi4mm = Phi4MM(model, recipe.tokenizer_file)
         return {f"right/{name}": accuracy(phi4mm, asked) for name, asked in held_out.items()}
 
-    train_vision(model, mixture, recipe.tasks, options, recipe.stage("vision"), watch)
+    train_vision(model, mixture, recipe.tasks, VisionOptions(), recipe.stage("vision"), watch)
     write_tensors(recipe.vision_file, learnt(model, ["vision."], "vision"))
 
 

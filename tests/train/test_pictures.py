@@ -8,11 +8,17 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from phi4mm.errors import Phi4MMError
+from phi4mm.inputs.image import prepare_image
+from phi4mm.model.config import VisionConfig
 from phi4mm.train import drawing
+from phi4mm.train.bank import THINGS, UNKNOWN, StoredImage, places
 from phi4mm.train.drawing import COLOUR_RANGES, draw_shape, draw_shapes, draw_text, found_fonts
-from phi4mm.train.pictures import HELD_OUT_EVERY, Picture, easy_vqa
+from phi4mm.train.picture_words import what_to_say
+from phi4mm.train.pictures import HELD_OUT_EVERY, READ, Picture, Question, Thing, easy_vqa
 from phi4mm.train.text import COLOURS, SHAPES
 from phi4mm.train.words import DIGITS
 
@@ -58,6 +64,43 @@ def test_counted_shapes_are_there() -> None:
                 assert question.answer == ("yes" if asked.groups() in things else "no"), question
 
 
+def test_shapes_are_where_they_are_said_to_be() -> None:
+    random = Random(8)
+    for _ in range(25):
+        picture = draw_shapes(random)
+        assert sorted(thing.words for thing in picture.things) == sorted(" ".join(thing) for thing in seen(picture))
+        for thing in picture.things:
+            inside = np.asarray(picture.image.getpixel((int(thing.x), int(thing.y))), float)
+            off = {name: min(np.abs(inside - known).sum() for known in COLOUR_RANGES[name]) for name in COLOURS}
+            assert min(off, key=off.__getitem__) == thing.words.split()[0]
+
+
+def test_each_crop_knows_what_is_in_it() -> None:
+    config = VisionConfig(image_size=64, patch_size=8)
+    image = Image.new("RGB", (96, 96))  # shown as 2 x 2 tiles of 48 of its pixels
+    picture = Picture(image, (), (Thing("red circle", 10.0, 20.0), Thing("seven", 60.0, 90.0)))
+    red, seven = (1 + THINGS.index(words) for words in ("red circle", "seven"))
+    found = places(picture, prepare_image(image, config), config)
+    assert {(*place, int(found[tuple(place)])) for place in found.nonzero().tolist()} == {
+        (0, 1, 0, red), (0, 7, 5, seven), (1, 3, 1, red), (4, 7, 2, seven)
+    }  # fmt: skip
+    unknown = places(Picture(image, ()), prepare_image(image, config), config)
+    assert set(unknown.flatten().tolist()) == {UNKNOWN}
+
+
+def test_tokens_say_shapes_in_their_place_and_texts_row_by_row() -> None:
+    things = torch.zeros(2, 8, 8, dtype=torch.int8)
+    things[:, 5, 3] = 1 + THINGS.index("red circle")
+    image = StoredImage(torch.zeros(2, 3, 64, 64), torch.ones(2, 8, 8, dtype=torch.bool), things, (1, 1), 0)
+    number = {"red": 1, "circle": 2, "four": 3}
+    said = what_to_say(image, [], number)
+    assert said[2, 1].tolist() == [0, 0.5, 0.5, 0]
+    assert said[..., 0].sum() == 15
+    said = what_to_say(image, [Question("what is the number?", "four four", READ)], number)
+    assert said[:2, :, 3].tolist() == [[1] * 4] * 2
+    assert said[2:, :, 0].tolist() == [[1] * 4] * 2
+
+
 def test_answers_about_one_shape_are_true() -> None:
     random = Random(2)
     answers = []
@@ -82,6 +125,10 @@ def test_printed_text_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     random = Random(3)
     for _ in range(25):
         picture = draw_text(random, WORDS)
+        names = [DIGITS[int(one)] if one.isdigit() else one for one in printed[-1].lower()]
+        assert [thing.words for thing in picture.things] == names
+        across = [thing.x for thing in picture.things]
+        assert across == sorted(across)
         answer, text = picture.questions[0].answer, printed[-1]
         if text.isdigit():
             assert answer == " ".join(DIGITS[int(digit)] for digit in text)
@@ -99,6 +146,10 @@ def test_text_stands_out_inside_its_margin(font: str) -> None:
     assert 0.005 < ink.mean() < 0.5
     edge = drawing.MARGIN // drawing.FINE
     assert ink[edge:-edge, edge:-edge].sum() == ink.sum()
+    rows, columns = ink.nonzero()
+    for thing in picture.things:  # the middle of a character is among its ink
+        near = np.abs(columns - thing.x) < 4
+        assert rows[near].min() - 3 <= thing.y <= rows[near].max() + 3
 
 
 def test_a_seed_is_a_picture() -> None:

@@ -25,12 +25,13 @@ from phi4mm.train.drawing import draw_shape
 from phi4mm.train.export import Part, assemble, export, learnt, ship
 from phi4mm.train.fingerprint import backbone_tensors, fingerprint
 from phi4mm.train.loop import Pace, StageFolder, adamw, train
+from phi4mm.train.picture_words import NamingOptions, name_the_pictures, train_picture_words
 from phi4mm.train.shards import Shard, Utterance, write_shard
 from phi4mm.train.speech import PROJECTOR, Naming, SpeechOptions, speech_batches, train_speech
 from phi4mm.train.spoken import SpokenOptions, train_spoken
 from phi4mm.train.text import COLOURS, SHAPES, Corpus, TextTasks
 from phi4mm.train.tower import BLANK, TowerOptions, WordTower, train_tower, word_error_rate
-from phi4mm.train.vision import VisionOptions, name_the_pictures, train_picture_words, train_vision
+from phi4mm.train.vision import VisionOptions, train_vision
 from phi4mm.train.words import NUMBER_WORDS
 
 CPU = torch.device("cpu")
@@ -141,13 +142,14 @@ def test_vision_stage_changes_vision_and_its_adapter_alone(
     model = assembled(config, backbone, words)
     assert model.vision is not None
     before = copy_of(model)
-    options = VisionOptions(reading=TWO, naming=TWO, answering=TWO, named=3, pictures=2, questions=2)
+    naming = NamingOptions(TWO, projector_pace=TWO, pictures=3)
+    options = VisionOptions(TWO, pictures=2, questions=2)
     vocabulary = (*COLOURS, *SHAPES)
 
     seen = train_picture_words(
-        model.vision, [bank], {"itself": bank}, vocabulary, options, StageFolder(tmp_path, "picture words"), CPU
+        model.vision, [bank], {"itself": bank}, vocabulary, naming, StageFolder(tmp_path, "picture words"), CPU
     )
-    name_the_pictures(model, seen, [(bank, 4)], tokenizer, options, StageFolder(tmp_path, "image projector"))
+    name_the_pictures(model, seen, [bank], tokenizer, naming, StageFolder(tmp_path, "image projector"))
     tasks = TextTasks(tokenizer, corpus)
     train_vision(model, [(bank, 4)], tasks, options, StageFolder(tmp_path, "vision"), lambda _: {})
 
