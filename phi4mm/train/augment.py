@@ -145,8 +145,6 @@ EXPANSION, EXPANDED = 1.6, 0.5  # by how much an expander widens the range betwe
 WARP = 0.1  # how much longer or shorter the voice tract
 NOISE_BELOW_PEAK = (3.0, 9.0)
 NOISY = 0.5  # share of clips
-LEAK, LEAKED = (5.0, 10.0), 0.8  # how far below the band beside it a resampler's leakage is, and share of clips
-LEAK_SLOPE = 3.0  # how much further at most it falls to the upper end
 BAND_MASK, NUM_BAND_MASKS = 12, 2  # bands at most
 TIME_MASK, NUM_TIME_MASKS = 0.08, 2  # share of the frames at most
 
@@ -160,13 +158,13 @@ def vary_batch(
         strength: 0 changes nothing, 1 is the full range.
         time_mask: the share of the frames that one mask hides at most, at full strength.
     """
-    floored = features <= 0  # the empty upper half of 8 kHz audio stays empty, or gets what a resampler leaves there
+    floored = features <= 0  # the empty upper half of 8 kHz audio stays empty
     features = _warp(features, WARP * strength, generator)
     features = features + strength * (_channel(features, generator) - _roll_off(features, generator))
     features = _expand(features, EXPANDED * strength, generator)
     features = (features - _suppression(features, SUPPRESSED * strength, generator)).clamp(min=0)
     features = _add_noise(features, NOISY * strength, generator)
-    features = torch.where(floored, _leakage(features, LEAKED * strength, generator), features.clamp(min=0))
+    features = features.clamp(min=0).masked_fill(floored, 0.0)
     return _mask(features, strength, time_mask, generator)
 
 
@@ -243,18 +241,6 @@ def _add_noise(features: Tensor, share: float, generator: torch.Generator) -> Te
     level = level + 0.4 * torch.randn(clips, frames, mels, generator=generator)
     quiet = torch.rand(clips, 1, 1, generator=generator) >= share
     return torch.where(quiet, features, torch.logaddexp(features, level))
-
-
-def _leakage(features: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """What there is above 4 kHz in speech of 8 kHz that was resampled to 16 kHz, in a share of the clips; else 0: a
-    trace of the band below (its mels from 0.65 to 0.75 of all), as the frames' window lets it through."""
-    clips, frames, mels = features.shape
-    beside = features[:, :, 13 * mels // 20 : 3 * mels // 4].mean(2, keepdim=True)
-    slope = _uniform(generator, 0.0, LEAK_SLOPE, clips, 1, 1) * torch.linspace(-3, 1, mels).clamp(min=0)
-    level = beside - _uniform(generator, *LEAK, clips, 1, 1) - slope
-    level = level + 0.4 * torch.randn(clips, frames, mels, generator=generator)
-    empty = torch.rand(clips, 1, 1, generator=generator) >= share
-    return level.clamp(min=0).masked_fill(empty, 0.0)
 
 
 def _mask(features: Tensor, strength: float, time_mask: float, generator: torch.Generator) -> Tensor:

@@ -81,16 +81,6 @@ def test_batches_vary_within_bounds() -> None:
     torch.testing.assert_close(vary_batch(features, generator, strength=0.0), features)
 
 
-def test_some_8_khz_clips_get_a_trace_of_a_resampler() -> None:
-    features = 12 + torch.rand(200, 30, 80)
-    features[:, :, 61:] = 0
-    varied = vary_batch(features, torch.Generator().manual_seed(0), strength=0.5, time_mask=0.0)
-    above = varied[:, :, 61:].median(2).values.median(1).values  # most bands and moments: some are masked
-    leaked = above > 0
-    assert 0.25 < leaked.float().mean() < 0.55
-    assert 1 < (12 - above[leaked]).median() < 11
-
-
 def test_shards_give_back_what_was_written(shard: Path) -> None:
     opened = Shard(shard, NUMBER_WORDS)
     assert len(opened) == 6
