@@ -83,9 +83,9 @@ def _checkpoint_card(
 # The bundled checkpoint
 
 Phi-4-multimodal's architecture, small: {total / 1e6:.1f} million parameters, bfloat16. It writes down spoken letters,
-numbers, dates and short commands in English, and answers questions about pictures of simple shapes, typed or spoken.
-It was trained from nothing on two CPU cores and is here so that everything can be tried offline; for real work use
-`microsoft/Phi-4-multimodal-instruct`.
+numbers, dates and short commands in English, answers questions about pictures of simple shapes, typed or spoken, counts
+them, and reads short printed numbers and words, as well as the tables say. It was trained from nothing on two CPU cores
+and is here so that everything can be tried offline; for real work use `microsoft/Phi-4-multimodal-instruct`.
 
 - Decoder: {decoder.num_layers} layers, width {decoder.hidden_size}, {decoder.num_heads} query and \
 {decoder.num_kv_heads} key/value heads, vocabulary {decoder.vocab_size}.
@@ -104,6 +104,7 @@ speech.
 
 {speech_table(figures)}
 {other_speech_figures(figures)}
+
 ## How well it sees
 
 Answers that are right to the letter.
@@ -120,8 +121,8 @@ The same with each row's adapter switched off, and with the other modality's ada
   about pictures. Anything else comes out as those; ordinary read speech is out of reach.
 - Clips up to about 8 seconds with up to eight or ten words; longer ones were not in the training data.
 - English, close microphone; little noise, no music, one speaker at a time.
-- Pictures of one flat shape on a light ground; several are counted, and printed text is read, no better than the table
-  says. Of words, only the {len(PRINTED)} that the recipe prints are known (`PRINTED` in `phi4mm/train/drawing.py`).
+- Pictures of up to six flat shapes on a light ground, 64 to 128 pixels a side. Printed text: up to four digits or
+  capital letters, or one of the {len(PRINTED)} words that the recipe prints (`PRINTED` in `phi4mm/train/drawing.py`).
 - Its chat is a toy: letters, numbers, small sums; asked beyond that, it says that it does not know.
 
 ## How it was made
@@ -135,9 +136,9 @@ The same with each row's adapter switched off, and with the other modality's ada
    two views of each clip that must agree (CR-CTC, Yao et al. 2024), first augmented as much as before, then little.
 4. With the tower frozen, the audio projector, taught to say in embeddings what CTC heard; then projector and speech
    adapter through the frozen backbone, on the answers, while the projector keeps to what it was taught.
-5. The vision tower, first on single printed words and digits, then by CTC on what is in a picture in reading order;
-   then its projector in the same way; then tower, projector and vision adapter on the answers, a share of the questions
-   as a stand-in for speech.
+5. The vision tower, on drawn pictures of which it is known where everything is: each patch names the shape or character
+   whose centre it holds, and each averaged token the word that it is to say; then its projector in the same way as for
+   speech; then tower, projector and vision adapter on the answers, a share of the questions as a stand-in for speech.
 6. The projector of audio beside a picture, in the same way, on spoken questions; all else frozen.
 
 sha256 of the frozen backbone's tensors (`phi4mm/train/fingerprint.py`), the same after every stage:
@@ -160,8 +161,8 @@ tenth easy-VQA picture.
 
 ## Samples
 
-`samples/` holds clips spoken by flite's voices rms (held out of training), slt and awb (trained on), and a picture that
-the recipe drew; their texts are in `samples/manifest.jsonl`, the picture's questions in `samples/pictures.jsonl`.
+`samples/` holds clips spoken by flite's voices rms (held out of training), slt and awb (trained on), and pictures that
+the recipe drew; their texts are in `samples/manifest.jsonl`, the pictures' questions in `samples/pictures.jsonl`.
 """
 
 

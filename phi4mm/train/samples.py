@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from phi4mm.train.drawing import draw_shape
+from phi4mm.train.drawing import PLAIN_FONT, PRINTED, draw_shape, draw_shapes, draw_text
 from phi4mm.train.files import write_rows
 from phi4mm.train.pictures import Picture
 from phi4mm.train.voices import FliteVoice
@@ -56,6 +56,8 @@ PICTURE_SAMPLES = (
     PictureSample("shape.png", draw_shape, 1, "what color is the shape?"),
     PictureSample("shape.png", draw_shape, 1, "what shape is in the image?"),
     PictureSample("shape.png", draw_shape, 1, "what color is the shape?", asked="question.flac"),
+    PictureSample("shapes.png", draw_shapes, 9, "how many shapes are there?"),
+    PictureSample("printed.png", lambda random: draw_text(random, PRINTED, [PLAIN_FONT]), 11, "what is written?"),
 )
 
 

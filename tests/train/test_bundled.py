@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from phi4mm.api import Phi4MM
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.train.data import HELD_OUT_FSDD, an4_held_out, read_clips
+from phi4mm.train.drawing import PLAIN_FONT, PRINTED, draw_shapes, draw_text
 from phi4mm.train.fingerprint import backbone_tensors, fingerprint
 from phi4mm.train.measure import accuracy, asked_of, word_error_rate
 from phi4mm.train.pictures import easy_vqa
@@ -76,3 +78,11 @@ def test_held_out_an4_speakers_are_understood(model: Phi4MM) -> None:
 def test_held_out_pictures_are_seen(model: Phi4MM) -> None:
     pictures = [picture.open() for picture in easy_vqa(DATA / "easy_vqa" / "train").held_out]
     assert accuracy(model, asked_of(pictures, 400)) > 0.97
+
+
+def test_shapes_are_counted_and_printed_text_is_read(model: Phi4MM) -> None:
+    random = Random("not trained on")
+    counted = asked_of([draw_shapes(random) for _ in range(25)])
+    assert accuracy(model, counted) > 0.65
+    printed = asked_of([draw_text(random, PRINTED, [PLAIN_FONT]) for _ in range(60)], 60)
+    assert accuracy(model, printed) > 0.45
