@@ -65,14 +65,14 @@ def write_bank(path: Path, pictures: Iterable[Picture], config: VisionConfig, *,
     images, things, rows = [], [], []
     for picture in tqdm(pictures, desc=f"pictures: {path.stem}", total=total, disable=None):
         image = prepare_image(picture.image, config)
-        images.append(image)
+        images.append(replace(image, crops=image.crops.half()))
         things.append(places(picture, image, config))
         rows.append({"questions": [[asked.text, asked.answer, asked.task] for asked in picture.questions]})
     write_rows(_questions_of(path), rows)
     write_tensors(
         path,
         {
-            "crops": torch.cat([image.crops.half() for image in images]),
+            "crops": torch.cat([image.crops for image in images]),
             "masks": torch.cat([image.masks for image in images]),
             "things": torch.cat(things),
             "grids": torch.tensor([image.grid for image in images]),
