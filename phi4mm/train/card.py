@@ -121,8 +121,9 @@ The same with each row's adapter switched off, and with the other modality's ada
   about pictures. Anything else comes out as those; ordinary read speech is out of reach.
 - Clips up to about 8 seconds with up to eight or ten words; longer ones were not in the training data.
 - English, close microphone; little noise, no music, one speaker at a time.
-- Pictures of up to six flat shapes on a light ground, 64 to 128 pixels a side. Printed text: up to four digits or
-  capital letters, or one of the {len(PRINTED)} words that the recipe prints (`PRINTED` in `phi4mm/train/drawing.py`).
+- Pictures of up to six flat shapes on a light ground. Printed text: up to four digits or capital letters, or one of the
+  {len(PRINTED)} words that the recipe prints (`PRINTED` in `phi4mm/train/drawing.py`). All of 64 to 128 pixels a side:
+  larger pictures are neither read nor counted rightly; scale them down first.
 - Its chat is a toy: letters, numbers, small sums; asked beyond that, it says that it does not know.
 
 ## How it was made
