@@ -54,10 +54,12 @@ that it takes for 30 s, or less:
 |---|---:|---:|---:|---:|---:|
 | flite-rms, `--audible 30` | 522 (188 different) | 2.96 % | 2.89 % | 0.02 s | 0.13 s |
 | kokoro-af_bella and kokoro-bm_george, `--audible 30 --minutes 34` | 494 | 3.04 % | 3.54 % | 0.02 s | 0.18 s |
-| AN4, `--align` | 382 (98 different) | 7.48 % | 8.09 % | 0.05 s | 0.20 s |
+| AN4, `--align` | 385 (98 different) | 7.79 % | 8.40 % | 0.05 s | 0.19 s |
 
-The first three are synthetic voices: where such a clip begins to be heard is certain. Where a recorded one begins to
-speak, after breaths and clicks, is what PocketSphinx's forced alignment of its text says.
+Where a clip of flite's or kokoro's synthetic voices begins to be heard is certain. Where a recorded one begins to
+speak, after breaths and clicks, is what PocketSphinx's forced alignment of its text says. The manifests are those that
+`python -m phi4mm.train --stages features` leaves in `held_out`; but kokoro's are short, so each voice spoke
+`numbers_script(random, singles=5, sequences=150, numbers=50)` of `phi4mm/train/words.py` anew.
 
 Files are written beside their place and then moved there: whole or not at all.
 

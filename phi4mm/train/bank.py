@@ -19,7 +19,7 @@ from phi4mm.inputs.image import PreparedImage, prepare_image
 from phi4mm.model.batch import ImageBatch
 from phi4mm.model.config import VisionConfig
 from phi4mm.train.files import read_rows, read_tensors, write_rows, write_tensors
-from phi4mm.train.pictures import Picture, Question, Thing
+from phi4mm.train.pictures import Picture, Question
 from phi4mm.train.text import COLOURS, SHAPES
 from phi4mm.train.words import DIGITS
 
@@ -90,12 +90,10 @@ def places(picture: Picture, image: PreparedImage, config: VisionConfig) -> Tens
         x, y = thing.x * scale, thing.y * scale  # on the tiles
         tile = 1 + int(y // side) * columns + int(x // side)
         for crop, across, down in ((0, x / columns, y / rows), (tile, x % side, y % side)):
-            found[crop, int(down // config.patch_size), int(across // config.patch_size)] = _class_of(thing)
+            found[crop, int(down // config.patch_size), int(across // config.patch_size)] = 1 + THINGS.index(
+                thing.words
+            )
     return found
-
-
-def _class_of(thing: Thing) -> int:
-    return 1 + THINGS.index(thing.words)
 
 
 def vary_images(images: Sequence[StoredImage], generator: torch.Generator, strength: float) -> list[StoredImage]:
