@@ -20,7 +20,8 @@ class CachedAttention(Protocol):
     """Attention over a cache: keep this step's keys and values, and attend to those of each row so far."""
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Rotated [rows, heads, tokens, head] and [rows, key/value heads, tokens, head] -> the shape of ``query``."""
+        """Rotated [rows, heads, tokens, head] and [rows, key/value heads, tokens, head] -> the shape of ``query``,
+        which in the last layer holds only those rows whose result is wanted, if not all are."""
         ...
 
 
@@ -56,10 +57,13 @@ class Attention(nn.Module):
         gate: Gate | None,
         cache: CachedAttention | None,
         mask: Tensor | None,
+        wanted: Tensor | None,
     ) -> Tensor:
         qkv = self.qkv_proj(hidden, gate).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         query, key, value = qkv.split(self.heads, dim=1)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if wanted is not None:
+            query = query[wanted]
         if cache is not None:
             attended = cache.attend(self.layer, query, key, value)
         else:
@@ -99,8 +103,10 @@ class DecoderLayer(nn.Module):
         gate: Gate | None,
         cache: CachedAttention | None,
         mask: Tensor | None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        hidden = hidden + self.attention(self.input_norm(hidden), rotary, gate, cache, mask)
+        attended = self.attention(self.input_norm(hidden), rotary, gate, cache, mask, wanted)
+        hidden = attended + (hidden if wanted is None else hidden[wanted])
         return hidden + self.mlp(self.post_attention_norm(hidden), gate)
 
 
@@ -129,6 +135,7 @@ class Backbone(nn.Module):
         gate: Gate | None = None,
         cache: CachedAttention | None = None,
         frequencies: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Run the decoder.
 
@@ -140,9 +147,11 @@ class Backbone(nn.Module):
             cache: attends to the earlier tokens of each row; ``None``: these tokens start their rows, and see one
                 another causally.
             frequencies: the rope's ``inverse_frequencies``, where they are kept.
+            wanted: indices of the rows whose hidden states are wanted [wanted rows], all of one adapter: of the others
+                the last layer computes keys and values alone, for the cache. ``None``: all.
 
         Returns:
-            Normed hidden states [rows, tokens, hidden].
+            Normed hidden states [rows, tokens, hidden], or [wanted rows, tokens, hidden].
         """
         window = self.config.sliding_window
         mask = None
@@ -151,8 +160,9 @@ class Backbone(nn.Module):
         cos, sin = rotary_tables(self.config, positions, long_rows, frequencies)
         rotary = (cos.to(embeddings.dtype), sin.to(embeddings.dtype))
         hidden = embeddings
-        for layer in self.layers:
-            hidden = layer(hidden, rotary, gate, cache, mask)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, rotary, gate, cache, mask, wanted if index == last else None)
         return self.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -72,11 +72,13 @@ class KeyValueCache:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Neighbouring tokens of one row: ``num_tokens`` from position ``start`` on, in ``slot``."""
+    """Neighbouring tokens of one row: ``num_tokens`` from position ``start`` on, in ``slot``; ``final`` where they end
+    its prompt."""
 
     slot: int
     start: int
     num_tokens: int
+    final: bool
 
     @property
     def end(self) -> int:
@@ -109,21 +111,25 @@ class PrefillAttention:
         return additive(visible_keys(positions[None], stretch.end, window)[0, 0], like)
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[tokens, heads, 1, head], keys and values with their own number of heads -> the shape of ``query``."""
+        """[tokens, heads, 1, head], keys and values with their own number of heads -> the shape of ``query``, which
+        holds every token, or only the last one of each final stretch."""
         kept_keys, kept_values = self.cache.keys[layer], self.cache.values[layer]
-        parts = [stretch.num_tokens for stretch in self.stretches]
+        counts = [stretch.num_tokens for stretch in self.stretches]
+        wanted = counts if len(query) == len(keys) else [int(stretch.final) for stretch in self.stretches]
         attended = []
         for stretch, mask, some_query, some_keys, some_values in zip(
             self.stretches,
             self.masks,
-            _heads_first(query).split(parts, dim=1),
-            _heads_first(keys).split(parts, dim=1),
-            _heads_first(values).split(parts, dim=1),
+            _heads_first(query).split(wanted, dim=1),
+            _heads_first(keys).split(counts, dim=1),
+            _heads_first(values).split(counts, dim=1),
             strict=True,
         ):
-            slot, end = stretch.slot, stretch.end
+            slot, end, num_queries = stretch.slot, stretch.end, some_query.shape[1]
             kept_keys[slot, :, stretch.start : end] = some_keys
             kept_values[slot, :, stretch.start : end] = some_values
+            if not num_queries:
+                continue
             # Heads that share a key are given views of it: with ``enable_gqa`` CUDA has no fused kernel under a mask.
             grouped = some_query.unflatten(0, (some_keys.shape[0], -1))
             some_keys, some_values = (
@@ -131,7 +137,11 @@ class PrefillAttention:
             )
             attended.append(
                 F.scaled_dot_product_attention(
-                    grouped, some_keys, some_values, attn_mask=mask, is_causal=mask is None
+                    grouped,
+                    some_keys,
+                    some_values,
+                    attn_mask=None if mask is None else mask[-num_queries:],
+                    is_causal=mask is None and num_queries == end,  # the last token alone sees all
                 ).flatten(0, 1)
             )
         return torch.cat(attended, dim=1).transpose(0, 1).unsqueeze(2)

@@ -70,20 +70,22 @@ def _prefill(pieces: Sequence[Piece], model: Phi4MMModel, cache: KeyValueCache) 
     """The scores after each piece; an empty tensor for one that is not final."""
     device = model.device
     counts = torch.tensor([len(piece.embeddings) for piece in pieces], device=device)
-    stretches = [Stretch(piece.slot, piece.start, len(piece.embeddings)) for piece in pieces]
+    stretches = [Stretch(piece.slot, piece.start, len(piece.embeddings), piece.final) for piece in pieces]
     embeddings = torch.cat([piece.embeddings for piece in pieces])[:, None]
     positions = torch.cat([torch.arange(stretch.start, stretch.end, device=device) for stretch in stretches])
+    finals = torch.tensor([piece.final for piece in pieces], device=device)
+    any_final = any(piece.final for piece in pieces)
     hidden = model.backbone(
         embeddings,
         positions[:, None],
         torch.tensor([piece.long for piece in pieces], device=device).repeat_interleave(counts),
         gate=model.gate((pieces[0].route,)),
         cache=PrefillAttention(cache, stretches, embeddings),
+        wanted=counts.cumsum(0)[finals] - 1 if any_final else None,
     )[:, 0]
-    finals = torch.tensor([piece.final for piece in pieces], device=device)
-    if not any(piece.final for piece in pieces):
+    if not any_final:
         return [hidden.new_empty(0)] * len(pieces)
-    scores = iter(model.backbone.logits(hidden[counts.cumsum(0)[finals] - 1]))
+    scores = iter(model.backbone.logits(hidden))
     return [next(scores) if piece.final else hidden.new_empty(0) for piece in pieces]
 
 
