@@ -11,13 +11,14 @@ from phi4mm.answer import Answer
 from phi4mm.errors import Phi4MMError
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.runtime.engine import Engine, MakeRunner, prompts
+from phi4mm.runtime.engine import PREFILL_TOKENS, Engine, MakeRunner, prompts
 from phi4mm.runtime.runner import ModelRunner
 from phi4mm.runtime.sampling import Sampling
 from phi4mm.types import Reply, Request
 
 Prepare = Callable[[], tuple[Request, Row]]
 
+_PREFILL_A_SLOT = 16  # prompt tokens run between two decoding steps: rows that end are replaced in time
 _AHEAD = 4  # batches of rows that are read ahead of decoding
 _MOST_TOKENS = 32768  # of the rows that are embedded at once, padded: their embeddings take memory until they are run
 
@@ -45,7 +46,9 @@ def answer_all(
     results: dict[int, Reply | Phi4MMError] = {}
     if not jobs:
         return []
-    engine = Engine(make_runner(model, min(batch_size, len(jobs))))
+    num_slots = min(batch_size, len(jobs))
+    prefill_tokens = max(PREFILL_TOKENS, _PREFILL_A_SLOT * num_slots)
+    engine = Engine(make_runner(model, num_slots), prefill_tokens=prefill_tokens)
     answers: dict[int, tuple[int, Answer]] = {}
     with ThreadPoolExecutor(min(os.cpu_count() or 1, len(jobs), batch_size)) as pool:
         unread = deque(enumerate(jobs))
@@ -55,7 +58,7 @@ def answer_all(
                 while unread and len(reading) < _AHEAD * batch_size:
                     index, job = unread.popleft()
                     reading.append((index, pool.submit(job)))
-                group = _ready(reading, results, wait=not engine.busy) if engine.num_free else []
+                group = _ready(reading, results, least=0 if engine.busy else batch_size) if engine.num_free else []
                 answers.update(_submit(model, processor, engine, group))
                 for step in engine.step():
                     index, answer = answers[step.row]
@@ -70,16 +73,16 @@ def answer_all(
 
 
 def _ready(
-    reading: deque[tuple[int, Future[tuple[Request, Row]]]], results: dict[int, Reply | Phi4MMError], *, wait: bool
+    reading: deque[tuple[int, Future[tuple[Request, Row]]]], results: dict[int, Reply | Phi4MMError], *, least: int
 ) -> list[tuple[int, Request, Row]]:
-    """Take the rows that are read, in order, up to ``_MOST_TOKENS``; errors go to ``results``.
+    """Take the rows that are read, up to ``_MOST_TOKENS``, the longest first; errors go to ``results``.
 
-    The towers take all of them at once: the more there are, the better their lengths match. ``wait`` for the first row
-    where nothing is decoded meanwhile.
+    The towers take all of them at once: the more there are, the better their lengths match, and rows that are decoded
+    together had best be of similar length, too. So ``least`` rows are waited for where nothing is decoded meanwhile.
     """
     group: list[tuple[int, Request, Row]] = []
     longest = 0
-    while reading and (reading[0][1].done() or (wait and not group)):
+    while reading and (reading[0][1].done() or len(group) < least):
         index, future = reading[0]
         try:
             request, row = future.result()
@@ -91,7 +94,7 @@ def _ready(
                 break
             group.append((index, request, row))
         reading.popleft()
-    return group
+    return sorted(group, key=lambda read: -len(read[2].token_ids))
 
 
 def _submit(

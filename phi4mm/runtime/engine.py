@@ -156,9 +156,6 @@ class Engine:
     def step(self) -> list[Step]:
         """Go on by at most one token a row."""
         decoded = self._decode()
-        for slot, state in enumerate(self._slots):
-            if state is None and self._waiting:
-                self._slots[slot] = self._waiting.popleft()
         return decoded + self._prefill(without={step.row for step in decoded})
 
     def _running(self) -> list[tuple[int, RowState]]:
@@ -188,9 +185,8 @@ class Engine:
         room = self._prefill_tokens
         pieces: list[Piece] = []
         finished: list[RowState] = []
-        for slot, state in sorted(enumerate(self._slots), key=lambda pair: pair[1].index if pair[1] else 0):
-            if state is None or state.pending is None or state.index in without or not room:
-                continue
+        for slot, state in self._unfinished(without):
+            assert state.pending is not None
             start, end = state.position, min(state.position + room, len(state.pending))
             final = end == len(state.pending)
             pieces.append(Piece(slot, start, state.pending[start:end], state.route, state.long, final))
@@ -199,10 +195,24 @@ class Engine:
             if final:
                 state.pending = None
                 finished.append(state)
+            if not room:
+                break
         if not pieces:
             return []
         scores = self._runner.prefill(pieces)
         return self._advance(finished, scores) if finished else []
+
+    def _unfinished(self, without: set[int]) -> Iterator[tuple[int, RowState]]:
+        """The slots and rows whose prompts are to be run, oldest row first. A waiting row is given a slot when it is
+        its turn: until then the slot is free for a row that is decoded."""
+        begun = [(slot, state) for slot, state in enumerate(self._slots) if state and state.pending is not None]
+        for slot, state in sorted(begun, key=lambda pair: pair[1].index):
+            if state.index not in without:
+                yield slot, state
+        while self._waiting and None in self._slots:
+            slot, state = self._slots.index(None), self._waiting.popleft()
+            self._slots[slot] = state
+            yield slot, state
 
     def _advance(self, states: Sequence[RowState], scores: Tensor) -> list[Step]:
         """Choose each row's next token from its scores, and end or turn the rows that it takes over a limit."""
