@@ -10,6 +10,7 @@ from phi4mm.types import Reply, Request, Segment, Transcript, Usage, Word
 
 if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
+    from phi4mm.workers import Workers
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "Transcript",
     "Usage",
     "Word",
+    "Workers",
 ]
 
 
@@ -38,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from phi4mm.api import Phi4MM
 
         return Phi4MM
+    if name == "Workers":
+        from phi4mm.workers import Workers
+
+        return Workers
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

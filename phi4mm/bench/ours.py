@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from phi4mm.api import Phi4MM
 from phi4mm.bench import cases
 from phi4mm.inputs.audio import Waveform, log_mel
 from phi4mm.inputs.image import prepare_image
-from phi4mm.inputs.processor import Row
 from phi4mm.model.batch import Batch
 from phi4mm.model.config import VisionConfig
-from phi4mm.pipeline import answer_all
 from phi4mm.runtime.engine import Generation
-from phi4mm.runtime.fold import FoldedLinear, fold
+from phi4mm.runtime.fold import fold
 from phi4mm.runtime.pack import can_pack, pack_backbone
 from phi4mm.runtime.sampling import Sampling
-from phi4mm.types import Reply, Request
+from phi4mm.types import Request
+from phi4mm.workers import Workers
 
 
 class Ours:
@@ -29,6 +28,7 @@ class Ours:
 
     def __init__(self, folder: Path, preset: cases.Preset, quantize: str | None) -> None:
         self.preset = preset
+        self.folder = folder
         self.phi = Phi4MM.from_pretrained(folder, device="cpu", quantize=quantize)
         self.model = self.phi.model
         if quantize is None and can_pack(self.model.device, self.model.dtype):
@@ -70,17 +70,24 @@ class Ours:
         """The clips' texts. All rows take the speech adapter: the turn that is not counted folds it into a copy of the
         weights. Up to 64 rows are decoded together, however many are in the port's batch: a row is the same in any."""
         del port_batch_size
-        if not any(isinstance(module, FoldedLinear) for module in self.model.modules()):
-            fold(self.model, "speech")
-        jobs = [partial(self._prepare, samples) for samples in cases.job_clips(self.preset.num_clips)]
-        replies = answer_all(self.model, self.phi.processor, jobs, batch_size=64)
-        return [reply.text for reply in replies if isinstance(reply, Reply)]
+        clips = cases.job_clips(self.preset.num_clips)
+        requests = [
+            Request(cases.PROMPT, audios=[path], max_new_tokens=cases.job_tokens(len(samples)))
+            for path, samples in zip(cases.job_files(self.preset.num_clips), clips, strict=True)
+        ]
+        replies = self._recogniser.chat_batch(requests, batch_size=64)
+        return [reply.text for reply in replies]
 
-    def _prepare(self, samples: np.ndarray) -> tuple[Request, Row]:
-        request = Request(
-            cases.PROMPT, audios=[(samples, cases.SAMPLING_RATE)], max_new_tokens=cases.job_tokens(len(samples))
-        )
-        return request, self.phi.processor.row(request)
+    @cached_property
+    def _recogniser(self) -> Phi4MM | Workers:
+        """The model with the adapter folded, or a process with it for each thread."""
+        if not self.preset.shared_out:
+            fold(self.model, "speech")
+            return self.phi
+        pack = can_pack(self.model.device, self.model.dtype)
+        workers = Workers(self.folder, processes=torch.get_num_threads(), fold="speech", pack=pack)
+        atexit.register(workers.close)
+        return workers
 
     def _batch(self, kind: str, count: int = 1) -> Batch:
         return self.phi.processor(cases.requests_of(kind, self.model.config, count))

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
@@ -25,7 +28,6 @@ from phi4mm.checkpoint.peft_folder import read_adapter_config
 from phi4mm.checkpoint.source import tokenizer_file
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.tokenizer import Tokenizer
-from phi4mm.types import Request
 
 _ADAPTERS = {"text": None, "image": "vision", "audio": "speech", "image+audio": "vision"}
 
@@ -98,20 +100,44 @@ class Theirs:
         attention, so that padding is attended to. Only one clip at a time (``batch_size`` 1) is as it should be.
         """
         clips = cases.job_clips(self.preset.num_clips)
+        files = cases.job_files(self.preset.num_clips)
         order = sorted(range(len(clips)), key=lambda index: len(clips[index]))
         texts: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
-            group = [clips[index] for index in order[start : start + batch_size]]
-            features = self.extractor(group, sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
-            rows = [
-                self.processor.row(Request(cases.PROMPT, audios=[(samples, cases.SAMPLING_RATE)])) for samples in group
-            ]
-            inputs = self._inputs(rows)
-            inputs["audio_input_features"] = features["audio_input_features"].to(self.dtype)
-            tokens = self._generate(inputs, "speech", 1, max(cases.job_tokens(len(samples)) for samples in group))
-            for index, written in zip(order[start : start + batch_size], tokens.tolist(), strict=True):
+            group = order[start : start + batch_size]
+            samples = [soundfile.read(files[index], dtype="float32")[0] for index in group]
+            tokens = self._transcribed(samples)
+            for index, written in zip(group, tokens.tolist(), strict=True):
                 texts[index] = self._text(written[: cases.job_tokens(len(clips[index]))])
         return [texts[index] for index in range(len(clips))]
+
+    def _transcribed(self, clips: Sequence[np.ndarray]) -> torch.Tensor:
+        """The new tokens of a batch of clips [clips, tokens]."""
+        features = self.extractor(list(clips), sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
+        sizes = features["audio_embed_sizes"]
+        assert self.config.speech is not None
+        audio, pad = self.config.speech.audio_token_id, self.config.backbone.pad_token_id
+        before, after = self._prompt_around_audio
+        rows = [torch.tensor([*before, *[audio] * size, *after]) for size in sizes.tolist()]
+        inputs = {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left"),
+            "attention_mask": pad_sequence(
+                [torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"
+            ),
+            "audio_input_features": features["audio_input_features"].to(self.dtype),
+            "audio_embed_sizes": sizes,
+            "audio_attention_mask": features.get("audio_attention_mask"),
+        }
+        return self._generate(inputs, "speech", 1, max(cases.job_tokens(len(samples)) for samples in clips))
+
+    @cached_property
+    def _prompt_around_audio(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The token ids before and after those of a clip."""
+        assert self.config.speech is not None
+        [row] = self._rows("audio")
+        audio = self.config.speech.audio_token_id
+        first, count = row.token_ids.index(audio), row.token_ids.count(audio)
+        return row.token_ids[:first], row.token_ids[first + count :]
 
     def _text(self, tokens: Sequence[int]) -> str:
         stop = {*self.config.backbone.stop_token_ids, self.config.backbone.pad_token_id}

@@ -1,0 +1,218 @@
+"""Processes that each hold the model: many short clips or requests, on a CPU with several cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, NoReturn
+
+from phi4mm.errors import BatchError, Phi4MMError
+from phi4mm.types import Reply, Request, Transcript
+
+MOST_AT_ONCE = 128  # inputs handed to a process together: enough to fill its batches, few enough to share out evenly
+
+
+class Workers:
+    """Processes that share out a batch, each with the model and its part of the cores.
+
+    A small model's matrices are too small to be split between cores, so two processes of one core each do nearly twice
+    the work of one process with two. A large model is better off in one process: its weights are read once for all.
+
+    Every row's result is what ``Phi4MM`` gives. Use it as a context manager, or ``close`` it; a program that starts it
+    must guard its main module with ``if __name__ == "__main__"``, as ``multiprocessing`` asks.
+
+    Args:
+        source: as for ``Phi4MM.from_pretrained``.
+        processes: how many; ``None`` for one on each core.
+        **options: of ``Phi4MM.from_pretrained``: dtype, quantize, fold, pack, revision.
+
+    Raises:
+        Phi4MMError: ``processes`` is under 1, or the model cannot be loaded.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | None = None, *, processes: int | None = None, **options: Any):
+        cores = os.cpu_count() or 1
+        count = cores if processes is None else processes
+        if count < 1:
+            raise Phi4MMError(f"processes is {count}; expected 1 or more")
+        context = multiprocessing.get_context("spawn")  # a copy of a process whose threads hold locks can hang
+        self._processes = []
+        self._connections: list[Connection] = []
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, source, options, max(1, cores // count))
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+        try:
+            for connection in self._connections:
+                self._receive(connection)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the processes, for those who watch them."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
+    def close(self) -> None:
+        """End the processes. Calling it again does nothing."""
+        for connection in self._connections:
+            connection.close()  # which is how a process learns that there is nothing more to do
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+        self._connections, self._processes = [], []
+
+    def chat_batch(self, requests: Sequence[Request | Mapping[str, Any]], *, batch_size: int = 16) -> list[Reply]:
+        """As ``Phi4MM.chat_batch``; media are paths, bytes, pictures or samples, no open files.
+
+        Raises:
+            BatchError: some requests are bad; its ``results`` hold the replies to the others.
+            Phi4MMError: a process ended.
+        """
+        return self._share_out("chat_batch", requests, {"batch_size": batch_size})
+
+    def transcribe_batch(self, audios: Sequence[Any], **options: Any) -> list[Transcript]:
+        """As ``Phi4MM.transcribe_batch``, with its options; audios are paths, bytes or samples, no open files.
+
+        Raises:
+            BatchError: some clips are bad; its ``results`` hold the transcripts of the others.
+            Phi4MMError: a process ended.
+        """
+        return self._share_out("transcribe_batch", audios, options)
+
+    def _share_out(self, method: str, inputs: Sequence[Any], options: dict[str, Any]) -> list[Any]:
+        """Each process is handed a part, and the next one as soon as it is done."""
+        if not self._connections:
+            raise Phi4MMError("these workers are closed; make new ones")
+        for index, one in enumerate(inputs):
+            _check_sendable(one, f"input {index}")
+        parts = deque(equal_parts([_size(one) for one in inputs], len(self._connections)))
+        results: list[Any] = [None] * len(inputs)
+        errors: dict[int, Phi4MMError] = {}
+        failure: Phi4MMError | None = None
+        idle, busy = deque(self._connections), dict[Connection, list[int]]()
+        while parts or busy:
+            while parts and idle:
+                connection, part = idle.popleft(), parts.popleft()
+                self._send(connection, (method, [inputs[index] for index in part], options))
+                busy[connection] = part
+            ready = wait(busy)
+            for connection in [connection for connection in busy if connection in ready]:
+                part = busy.pop(connection)
+                try:
+                    some_results, some_errors = self._receive(connection)
+                except Phi4MMError as error:  # an option is wrong, the same for all parts
+                    failure = error
+                    parts.clear()
+                else:
+                    for index, result in zip(part, some_results, strict=True):
+                        results[index] = result
+                    errors |= {part[place]: error for place, error in some_errors.items()}
+                idle.append(connection)
+        if failure is not None:
+            raise failure
+        if errors:
+            raise BatchError(results, errors)
+        return results
+
+    def _send(self, connection: Connection, message: Any) -> None:
+        try:
+            connection.send(message)
+        except BrokenPipeError:
+            self._ended(connection)
+
+    def _receive(self, connection: Connection) -> Any:
+        """What a process answers; an error that it met is raised here."""
+        try:
+            answer = connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._ended(connection)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _ended(self, connection: Connection) -> NoReturn:
+        process = self._processes[self._connections.index(connection)]
+        process.join()
+        self.close()
+        raise Phi4MMError(
+            f"a worker process ended with code {process.exitcode}; start fewer of them if memory is short"
+        ) from None
+
+
+def equal_parts(sizes: Sequence[int], processes: int) -> list[list[int]]:
+    """The indices in as many parts for each process, of at most ``MOST_AT_ONCE``, of about the same total size."""
+    rounds = -(-len(sizes) // (MOST_AT_ONCE * processes))
+    count = min(rounds * processes, len(sizes))
+    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    return [order[start::count] for start in range(count)]
+
+
+def _size(one: Any) -> int:
+    """About how much work an input is, beside others of its kind: what it takes on disk or in memory."""
+    if isinstance(one, str | os.PathLike):
+        return os.path.getsize(one) if os.path.isfile(one) else 0
+    if isinstance(one, Mapping | Request):
+        media = [one.get(name) if isinstance(one, Mapping) else getattr(one, name) for name in ("images", "audios")]
+        return sum(_size(medium) for some in media if isinstance(some, list | tuple) for medium in some)
+    if isinstance(one, tuple) and one:
+        one = one[0]
+    return len(one) if hasattr(one, "__len__") else 0
+
+
+def _check_sendable(one: Any, name: str) -> None:
+    """An open file cannot be handed to another process. What else is wrong with an input, the model tells."""
+    if isinstance(one, Mapping | Request):
+        for kind in ("image", "audio"):
+            media = one.get(f"{kind}s") if isinstance(one, Mapping) else getattr(one, f"{kind}s")
+            for number, medium in enumerate(media if isinstance(media, list | tuple) else (), 1):
+                _check_sendable(medium, f"{name}, {kind} {number}")
+    elif hasattr(one, "read"):
+        raise Phi4MMError(f"{name}: an open file cannot be handed to another process; pass its path or its bytes")
+
+
+def _serve(connection: Connection, source: Any, options: dict[str, Any], threads: int) -> None:
+    """A worker's life: load the model, then answer ``(method, inputs, options)`` with ``(results, errors)`` until the
+    connection is closed."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported: threads of its own heed this alone
+    import torch
+
+    from phi4mm.api import Phi4MM
+
+    torch.set_num_threads(threads)
+    try:
+        model = Phi4MM.from_pretrained(source, device="cpu", **options)
+    except Exception as error:
+        connection.send(error)
+        return
+    connection.send("ready")
+    while True:
+        try:
+            method, inputs, keywords = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: Any = (getattr(model, method)(inputs, **keywords), {})
+        except BatchError as error:
+            answer = (error.results, error.errors)
+        except Exception as error:
+            answer = error
+        connection.send(answer)
