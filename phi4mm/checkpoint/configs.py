@@ -112,13 +112,15 @@ def _own(values: dict[str, Any], name: str) -> Phi4MMConfig:
         raise CheckpointError(f"{name}: {error}; save the checkpoint again") from error
 
 
+_OPTIONAL: dict[type, set[str]] = {AdapterConfig: {"dropout"}, SpeechConfig: {"detect_narrow_band"}}  # newer fields
+
+
 def _field_problems(key: str, kind: type, values: object) -> list[str]:
     assert is_dataclass(kind)
     if not isinstance(values, dict):
         return [f"{key} is not an object"]
     names = {field.name for field in fields(kind)}
-    optional = {"dropout"} if kind is AdapterConfig else set()
-    missing = sorted(names - optional - values.keys())
+    missing = sorted(names - _OPTIONAL.get(kind, set()) - values.keys())
     unknown = sorted(values.keys() - names)
     return [f"{key}.{name} is missing" for name in missing] + [f"{key}.{name} is unknown" for name in unknown]
 

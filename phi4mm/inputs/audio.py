@@ -30,6 +30,9 @@ NUM_MELS = 80
 MAX_FREQUENCY = 7690.0  # Hz, the upper edge of the last mel triangle
 PREEMPHASIS = 0.97
 MEL_FLOOR = 1.0
+# A recording at 8 kHz that was resampled to 16 kHz, by whatever filter, against speech at 16 kHz with its noise.
+NARROW_BAND = 4000.0  # Hz, all of what it holds
+EMPTY_FROM, EMPTY_BELOW = 5000.0, -55.0  # Hz, and decibels beside the energy of the narrow band
 MAX_AMPLITUDE = 8.0  # a float sample beyond this was not scaled to [-1, 1]
 BLOCK_FRAMES = 128  # log-mel frames computed at once: they stay in a core's cache
 MELS_AT_ONCE = 16
@@ -164,6 +167,31 @@ def resample_for_model(waveform: Waveform) -> Waveform:
     if waveform.sampling_rate == rate:
         return waveform
     return Waveform(soxr.resample(waveform.samples, waveform.sampling_rate, rate, quality="HQ"), rate)
+
+
+def is_narrow_band(waveform: Waveform) -> bool:
+    """Whether audio at 16 kHz holds nothing above 4 kHz, so that it was recorded at 8 kHz and resampled.
+
+    That is: above 5 kHz, where no resampler's slope reaches, lies less than -55 dB of the energy below 4 kHz. Speech
+    that was recorded at 16 kHz has more there, if only as noise (AN4's quietest clip: -46 dB). Of clips under 32 ms it
+    is not told.
+    """
+    if waveform.sampling_rate != SAMPLING_RATE:
+        return False
+    whole = len(waveform.samples) // FFT_SIZE * FFT_SIZE
+    spectrum = np.fft.rfft(waveform.samples[:whole].reshape(-1, FFT_SIZE) * np.hanning(FFT_SIZE))
+    power = (np.square(spectrum.real) + np.square(spectrum.imag)).sum(axis=0)
+    frequencies = np.fft.rfftfreq(FFT_SIZE, 1 / SAMPLING_RATE)
+    low, high = power[frequencies < NARROW_BAND].sum(), power[frequencies >= EMPTY_FROM].sum()
+    return bool(high < low * 10 ** (EMPTY_BELOW / 10))
+
+
+def narrowed(waveform: Waveform) -> Waveform:
+    """Audio as the model hears it, at 8 kHz where it is a narrow band (see ``is_narrow_band``)."""
+    waveform = resample_for_model(waveform)
+    if not is_narrow_band(waveform):
+        return waveform
+    return Waveform(soxr.resample(waveform.samples, SAMPLING_RATE, LOW_SAMPLING_RATE, quality="HQ"), LOW_SAMPLING_RATE)
 
 
 def log_mel(waveform: Waveform, *, num_mels: int = NUM_MELS) -> torch.Tensor:

@@ -104,6 +104,8 @@ class SpeechConfig:
     """The Conformer tower and its front end's width.
 
     ``max_seconds`` is the length of the longest clips that it was trained on: longer audio is cut before it is heard.
+    ``detect_narrow_band``: audio at 16 kHz whose upper half is empty was recorded at 8 kHz, and is heard as that. The
+    reference does not, and hears the traces that the window of the spectrum leaves there.
     """
 
     audio_token_id: int = 200011
@@ -119,6 +121,7 @@ class SpeechConfig:
     bias_symmetric: bool = False
     window_tokens: int = 500
     max_seconds: float = 30.0
+    detect_narrow_band: bool = False
 
     def __post_init__(self) -> None:
         if self.time_reduction < 2 or self.time_reduction & (self.time_reduction - 1):

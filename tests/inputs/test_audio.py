@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
+import soxr
 import torch
+import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi4mm.errors import AudioError
-from phi4mm.inputs.audio import Waveform, load_audio, log_mel, mel_filters, resample_for_model
+from phi4mm.inputs.audio import Waveform, is_narrow_band, load_audio, log_mel, mel_filters, narrowed, resample_for_model
 
 FORMATS = {
     "wav8": ("WAV", "PCM_U8"),
@@ -53,6 +56,7 @@ def peak_frequency(waveform: Waveform) -> float:
     return float(spectrum.argmax() / waveform.duration)
 
 
+SAMPLES = Path(__file__).parents[2] / "assets" / "samples"
 WAV = encode(sine(440, 16000))
 SIZE_AT = WAV.index(b"data") + 4
 
@@ -296,3 +300,32 @@ def test_8_khz_leaves_the_upper_band_empty() -> None:
     empty = features.eq(0).all(dim=0)
     assert not empty[:50].any()
     assert empty[65:].all()
+
+
+def test_what_was_recorded_at_8_khz_is_told_from_what_was_not() -> None:
+    narrow = load_audio(SAMPLES / "telephone_8khz.flac")
+    for resampled in (
+        soxr.resample(narrow.samples, 8000, 16000),
+        scipy.signal.resample_poly(narrow.samples, 2, 1),
+        torchaudio.functional.resample(torch.from_numpy(narrow.samples), 8000, 16000).numpy(),
+    ):
+        sixteen_bits = (np.round(resampled * 32767) / 32768).astype(np.float32)
+        assert is_narrow_band(Waveform(sixteen_bits, 16000))
+    upsampled = soxr.resample(narrow.samples, 8000, 16000)
+    faint = 1e-3 * np.random.default_rng(0).normal(size=len(upsampled))
+    assert not is_narrow_band(Waveform((upsampled + faint).astype(np.float32), 16000))
+    assert not is_narrow_band(Waveform(noise(16000), 16000))
+    assert not is_narrow_band(Waveform(np.zeros(16000, np.float32), 16000))
+    assert not is_narrow_band(Waveform(np.zeros(400, np.float32), 16000))
+    assert not is_narrow_band(narrow)
+    for path in SAMPLES.glob("*.flac"):
+        assert not is_narrow_band(load_audio(path)), path
+
+
+@settings(max_examples=25, deadline=None)
+@given(samples=st.integers(256, 8000))
+def test_a_narrow_band_is_heard_at_8_khz(samples: int) -> None:
+    narrow = Waveform(noise(samples), 8000)
+    heard = narrowed(Waveform(soxr.resample(narrow.samples, 8000, 16000).astype(np.float32), 16000))
+    assert heard.sampling_rate == 8000
+    assert log_mel(heard).shape == log_mel(narrow).shape
