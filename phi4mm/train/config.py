@@ -6,6 +6,7 @@ from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.config import AdapterConfig, BackboneConfig, Phi4MMConfig, SpeechConfig, VisionConfig
 from phi4mm.train.tokenizer import AUDIO_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD_TOKEN
 
+MAX_CROPS = 4  # as many as the recipe's pictures have: larger ones are scaled down to what was trained on
 NUM_ROTATED_PAIRS = 12  # of a head of 32, three quarters rotated
 
 
@@ -34,6 +35,7 @@ def small_config(tokenizer: Tokenizer) -> Phi4MMConfig:
             num_heads=4,
             image_size=64,
             patch_size=8,
+            max_crops=MAX_CROPS,
         ),
         speech=small_speech_config(tokenizer.control(AUDIO_TOKEN)),
         adapters=(AdapterConfig("vision", rank=32, alpha=64.0), AdapterConfig("speech", rank=32, alpha=64.0)),
@@ -49,4 +51,5 @@ def small_speech_config(audio_token_id: int) -> SpeechConfig:
         num_heads=4,
         subsampling_channels=32,
         max_seconds=8.0,
+        detect_narrow_band=True,
     )

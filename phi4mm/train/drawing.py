@@ -161,14 +161,14 @@ COLOUR_RANGES: dict[str, tuple[RGB, ...]] = {
 TINT = 8
 AS_EASY_VQA = 0.5  # share of pictures in easy-VQA's own colours
 MOST_SHAPES = 6
-MANY_SIZES = ((64, 64), (64, 64), (96, 96), (128, 64), (128, 128))
+MANY_SIZES = ((64, 64), (64, 64), (96, 64), (96, 96), (128, 64), (128, 96), (128, 128))
 GAP = 4  # fine pixels between two shapes
 
 
 def draw_shapes(random: Random) -> Picture:
     """One to six shapes that do not touch, to be counted, and asked for by colour and shape.
 
-    64x64, 96x96, 128x64 or 128x128; each number of shapes is equally likely, and so are yes and no.
+    Of one of ``MANY_SIZES``; each number of shapes is equally likely, and so are yes and no.
     """
     width, height = random.choice(MANY_SIZES)
     boxes = _places(random.randint(1, MOST_SHAPES), (FINE * width, FINE * height), random)
@@ -237,11 +237,11 @@ def _count_questions(shapes: Sequence[_Shape], random: Random) -> tuple[Question
 
 PRINTED = (*COLOURS, *SHAPES, *NUMBER_WORDS, *MONTHS, *COMMANDS)  # the words that the recipe prints
 
-TEXT_SIZES = ((64, 64), (128, 64))
-SHORT = 4  # as many characters are legible on 64 pixels
+TEXT_SIZES = ((64, 64), (96, 64), (128, 64), (128, 64), (160, 64), (192, 64), (256, 64), (128, 128))
+SHORT = 4  # as many characters are legible on less than 128 pixels
 TILT = 8.0  # degrees to either side
 MARGIN = 7  # fine pixels
-FILL = (0.65, 1.0)  # share of the room that the text takes
+FILL = (0.55, 1.0)  # share of the room that the text takes
 CONTRAST = 100  # least difference in luma, of 255
 _REFERENCE = 40  # font size in fine pixels at which text is measured
 PLAIN_FONT = "Aileron"  # comes with Pillow
@@ -256,7 +256,8 @@ _SYSTEM_FONTS = (
 
 
 def draw_text(random: Random, words: Sequence[str], fonts: Sequence[str] = ()) -> Picture:
-    """A word, a number of one to four digits, or two to four capital letters, slightly tilted; 64x64 or 128x64.
+    """A word, a number of one to four digits, or two to four capital letters, slightly tilted; of one of
+    ``TEXT_SIZES``.
 
     The answer is the word in lower case ("stop"), the digits ("four zero seven"), or the letters ("a b c"). Words may
     be printed in capitals, so letters that happen to spell one of ``words`` are not drawn as letters.
@@ -291,7 +292,7 @@ def _letters(random: Random) -> str:
 
 def _print(text: str, font: str, random: Random) -> tuple[Image.Image, list[tuple[float, float]]]:
     """A picture of a text, and the centre of each of its characters in pixels."""
-    size = random.choice(TEXT_SIZES) if len(text) <= SHORT else TEXT_SIZES[-1]
+    size = random.choice([size for size in TEXT_SIZES if len(text) <= SHORT or size[0] >= 128])
     room = [FINE * edge - 2 * MARGIN for edge in size]
     angle = random.uniform(-TILT, TILT)
     sine, cosine = abs(math.sin(math.radians(angle))), math.cos(math.radians(angle))
