@@ -24,7 +24,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with replaced(path) as part:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, part)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

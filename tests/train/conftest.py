@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from phi4mm.train.shards import Utterance, write_shard
 from phi4mm.train.text import Corpus
 from phi4mm.train.tokenizer import train_tokenizer
 from phi4mm.train.words import NUMBER_WORDS
+from tests import second_device
+
+if os.environ.get("PHI4MM_TEST_DEVICE") == second_device.NAME:
+    second_device.install()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -34,7 +35,7 @@ from phi4mm.train.tower import BLANK, TowerOptions, WordTower, train_tower, word
 from phi4mm.train.vision import VisionOptions, train_vision
 from phi4mm.train.words import NUMBER_WORDS
 
-CPU = torch.device("cpu")
+DEVICE = torch.device(os.environ.get("PHI4MM_TEST_DEVICE", "cpu"))  # "cuda"; "second": see tests/second_device.py
 TWO = Pace(steps=2, warmup=1, average=0.5, log_every=2)
 SPEECH = SpeechOptions(naming=TWO, answering=TWO, frames=400)
 
@@ -51,19 +52,19 @@ def words(config: Phi4MMConfig, shard: Path, work: Path) -> WordTower:
         Pace(steps=3, warmup=1, average=0.5, log_every=3), single_steps=1, number_steps=2, frames=200
     )
     held_out = {"itself": shard}
-    return train_tower(config.speech, [shard], held_out, NUMBER_WORDS, options, StageFolder(work, "tower"), CPU)
+    return train_tower(config.speech, [shard], held_out, NUMBER_WORDS, options, StageFolder(work, "tower"), DEVICE)
 
 
 @pytest.fixture(scope="module")
 def backbone(config: Phi4MMConfig, tokenizer: Tokenizer, corpus: Corpus, work: Path) -> dict[str, torch.Tensor]:
     options = BackboneOptions(TWO, tokens=256)
     tasks = TextTasks(tokenizer, corpus)
-    return backbone_tensors(train_backbone(config.backbone, tasks, options, StageFolder(work, "backbone"), CPU))
+    return backbone_tensors(train_backbone(config.backbone, tasks, options, StageFolder(work, "backbone"), DEVICE))
 
 
 def assembled(config: Phi4MMConfig, backbone: dict[str, torch.Tensor], words: WordTower) -> Phi4MMModel:
     tower = {f"speech.tower.{name}": tensor for name, tensor in words.tower.state_dict().items()}
-    return assemble(config, backbone, Part(tower))
+    return assemble(config, backbone, Part(tower)).to(DEVICE)
 
 
 def changed_in(model: Phi4MMModel, before: dict[str, torch.Tensor]) -> set[str]:
@@ -76,8 +77,8 @@ def copy_of(model: Phi4MMModel) -> dict[str, torch.Tensor]:
 
 def test_tower_stage_sets_the_features_statistics(words: WordTower, shard: Path) -> None:
     frames = Shard(shard, NUMBER_WORDS).frames.float()
-    torch.testing.assert_close(words.tower.mean, frames.mean(0))
-    torch.testing.assert_close(words.tower.inverse_std, 1 / frames.std(0))
+    torch.testing.assert_close(words.tower.mean.cpu(), frames.mean(0))
+    torch.testing.assert_close(words.tower.inverse_std.cpu(), 1 / frames.std(0))
 
 
 def test_word_error_rate_of_a_silent_tower_is_one(words: WordTower, shard: Path) -> None:
@@ -99,7 +100,7 @@ def test_speech_stage_changes_its_projector_and_adapter_alone(
 
     words.requires_grad_(False)
     naming = Naming(model, words, tokenizer, PROJECTOR)
-    clips = collate(list(Shard(shard, NUMBER_WORDS)))
+    clips = collate(list(Shard(shard, NUMBER_WORDS))).to(DEVICE)
     off = naming.loss(clips.features, clips.num_frames)
     naming.learn(
         lambda number, step: speech_batches([shard], NUMBER_WORDS, SPEECH, number, model.device),
@@ -147,7 +148,7 @@ def test_vision_stage_changes_vision_and_its_adapter_alone(
     vocabulary = (*COLOURS, *SHAPES)
 
     seen = train_picture_words(
-        model.vision, [bank], {"itself": bank}, vocabulary, naming, StageFolder(tmp_path, "picture words"), CPU
+        model.vision, [bank], {"itself": bank}, vocabulary, naming, StageFolder(tmp_path, "picture words"), DEVICE
     )
     name_the_pictures(model, seen, [bank], tokenizer, naming, StageFolder(tmp_path, "image projector"))
     tasks = TextTasks(tokenizer, corpus)
@@ -174,7 +175,7 @@ def test_spoken_stage_changes_the_vision_side_audio_projector_alone(
     asked = [Utterance(torch.rand(80, 80).half(), tuple(one.text.rstrip("?").split())) for one in bank.questions[0]]
     write_shard(tmp_path / "asked.safetensors", asked, vocabulary)
     assert config.speech is not None
-    words = WordTower(config.speech, vocabulary).requires_grad_(False)  # with these questions' words
+    words = WordTower(config.speech, vocabulary).requires_grad_(False).to(DEVICE)  # with these questions' words
     model = assembled(config, backbone, words)
     before = copy_of(model)
 
