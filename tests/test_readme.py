@@ -24,6 +24,6 @@ def test_example(code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("PHI4MM_EXAMPLE", str(tmp_path))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     expected = SAID.findall(code)
     assert printed.getvalue().split("\n")[: len(expected)] == expected

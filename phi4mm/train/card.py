@@ -99,8 +99,8 @@ Measured by `{MEASURE}`.
 
 ## How well it hears
 
-Word error rates. "8 kHz" and "16 kHz" are the same clips resampled first; "noise 20 dB" has white noise 20 dB below the
-speech.
+Word error rates. "8 kHz" and "16 kHz" are the same clips resampled first (FSDD is recorded at 8 kHz: at 16 kHz its
+upper half is empty, which is detected); "noise 20 dB" has white noise 20 dB below the speech.
 
 {speech_table(figures)}
 {other_speech_figures(figures)}
@@ -121,9 +121,11 @@ The same with each row's adapter switched off, and with the other modality's ada
   about pictures. Anything else comes out as those; ordinary read speech is out of reach.
 - Clips up to about 8 seconds with up to eight or ten words; longer ones were not in the training data.
 - English, close microphone; little noise, no music, one speaker at a time.
-- Pictures of up to six flat shapes on a light ground. Printed text: up to four digits or capital letters, or one of the
-  {len(PRINTED)} words that the recipe prints (`PRINTED` in `phi4mm/train/drawing.py`). All of 64 to 128 pixels a side:
-  larger pictures are neither read nor counted rightly; scale them down first.
+- Pictures of up to six flat shapes on a light ground. Printed text: up to four digits or capital letters, or one of
+  the {len(PRINTED)} words that the recipe prints (`PRINTED` in `phi4mm/train/drawing.py`), over most of the picture's
+  width; best on wide pictures. Larger pictures are scaled down to at most {vision.max_crops} crops of \
+{vision.image_size} pixels: what is small
+  in them is not seen.
 - Its chat is a toy: letters, numbers, small sums; asked beyond that, it says that it does not know.
 
 ## How it was made
