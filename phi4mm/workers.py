@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NoReturn
@@ -52,7 +53,8 @@ class Workers:
             self._connections.append(ours)
         try:
             for connection in self._connections:
-                self._receive(connection)
+                if isinstance(answer := self._receive(connection), Exception):
+                    raise answer
         except BaseException:
             self.close()
             raise
@@ -99,60 +101,61 @@ class Workers:
         return self._share_out("transcribe_batch", audios, options)
 
     def _share_out(self, method: str, inputs: Sequence[Any], options: dict[str, Any]) -> list[Any]:
-        """Each process is handed a part, and the next one as soon as it is done."""
+        """The inputs' results, in their order."""
         if not self._connections:
             raise Phi4MMError("these workers are closed; make new ones")
         for index, one in enumerate(inputs):
             _check_sendable(one, f"input {index}")
-        parts = deque(equal_parts([_size(one) for one in inputs], len(self._connections)))
+        parts = equal_parts([_size(one) for one in inputs], len(self._connections))
         results: list[Any] = [None] * len(inputs)
         errors: dict[int, Phi4MMError] = {}
-        failure: Phi4MMError | None = None
-        idle, busy = deque(self._connections), dict[Connection, list[int]]()
-        while parts or busy:
-            while parts and idle:
-                connection, part = idle.popleft(), parts.popleft()
-                self._send(connection, (method, [inputs[index] for index in part], options))
-                busy[connection] = part
-            ready = wait(busy)
-            for connection in [connection for connection in busy if connection in ready]:
-                part = busy.pop(connection)
-                try:
-                    some_results, some_errors = self._receive(connection)
-                except Phi4MMError as error:  # an option is wrong, the same for all parts
-                    failure = error
-                    parts.clear()
-                else:
-                    for index, result in zip(part, some_results, strict=True):
-                        results[index] = result
-                    errors |= {part[place]: error for place, error in some_errors.items()}
-                idle.append(connection)
+        failure: Exception | None = None  # an option is wrong, the same for all parts
+        try:
+            for part, answer in self._answers([(part, (method, [inputs[i] for i in part], options)) for part in parts]):
+                if isinstance(answer, Exception):
+                    failure = answer
+                    continue
+                for index, result in zip(part, answer[0], strict=True):
+                    results[index] = result
+                errors |= {part[place]: error for place, error in answer[1].items()}
+        except BaseException:
+            self.close()  # or the next call would be given this one's answers
+            raise
         if failure is not None:
             raise failure
         if errors:
             raise BatchError(results, errors)
         return results
 
-    def _send(self, connection: Connection, message: Any) -> None:
-        try:
-            connection.send(message)
-        except BrokenPipeError:
-            self._ended(connection)
+    def _answers(self, messages: Sequence[tuple[list[int], Any]]) -> Iterator[tuple[list[int], Any]]:
+        """Each part with what a process answers to its message; after an error no more are sent. A process is handed
+        the next message as soon as it is done."""
+        waiting, idle, busy = deque(messages), deque(self._connections), dict[Connection, list[int]]()
+        while waiting or busy:
+            while waiting and idle:
+                connection, (part, message) = idle.popleft(), waiting.popleft()
+                try:
+                    connection.send(message)
+                except BrokenPipeError:
+                    self._ended(connection)
+                busy[connection] = part
+            ready = wait(busy)
+            for connection in [connection for connection in busy if connection in ready]:
+                answer = self._receive(connection)
+                if isinstance(answer, Exception):
+                    waiting.clear()
+                idle.append(connection)
+                yield busy.pop(connection), answer
 
     def _receive(self, connection: Connection) -> Any:
-        """What a process answers; an error that it met is raised here."""
         try:
-            answer = connection.recv()
+            return connection.recv()
         except (EOFError, ConnectionResetError):
             self._ended(connection)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     def _ended(self, connection: Connection) -> NoReturn:
         process = self._processes[self._connections.index(connection)]
         process.join()
-        self.close()
         raise Phi4MMError(
             f"a worker process ended with code {process.exitcode}; start fewer of them if memory is short"
         ) from None
@@ -192,6 +195,7 @@ def _check_sendable(one: Any, name: str) -> None:
 def _serve(connection: Connection, source: Any, options: dict[str, Any], threads: int) -> None:
     """A worker's life: load the model, then answer ``(method, inputs, options)`` with ``(results, errors)`` until the
     connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that started this
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported: threads of its own heed this alone
     import torch
 

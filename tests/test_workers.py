@@ -72,10 +72,10 @@ def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
 
 
 def test_a_process_that_was_killed_is_told() -> None:
-    with Workers(processes=1) as made:
+    with Workers(processes=2) as made:
         os.kill(made.process_ids[0], signal.SIGKILL)
         with pytest.raises(Phi4MMError, match="ended with code -9"):
-            made.transcribe_batch(CLIPS[:1])
+            made.transcribe_batch(CLIPS)
         with pytest.raises(Phi4MMError, match="closed"):
             made.transcribe_batch(CLIPS[:1])
 
