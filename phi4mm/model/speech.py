@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from phi4mm.model.config import SpeechConfig
 
 ALIKE = 0.6  # the least share of the longest clip's length in a group
-MOST_FRAMES = (
-    8192  # of a group, padded: about 80 s; what larger ones leave free goes back to the system and is slow to get again
-)
+MOST_FRAMES = 8192  # of a group, padded: about 80 s; the memory of larger ones is not kept for the next group
 _BLOCK_FRAMES = 2048  # about 20 s; a power of two, and so a multiple of any time reduction
 
 
