@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NoReturn
@@ -17,11 +19,19 @@ from phi4mm.types import Reply, Request, Transcript
 MOST_AT_ONCE = 128  # inputs handed to a process together: enough to fill its batches, few enough to share out evenly
 
 
+@dataclass(frozen=True)
+class _Input:
+    """One input on its way to a process."""
+
+    value: Any
+
+
 class Workers:
     """Processes that share out a batch, each with the model and its part of the cores.
 
-    A small model's matrices are too small to be split between cores, so two processes of one core each do nearly twice
-    the work of one process with two. A large model is better off in one process: its weights are read once for all.
+    A small model's matrices are too small to be split between cores: processes of one core each do more than one
+    process with all cores (docs/speed.md). A large model is better off in one process: its weights are read once for
+    all.
 
     Every row's result is what ``Phi4MM`` gives. Use it as a context manager, or ``close`` it; a program that starts it
     must guard its main module with ``if __name__ == "__main__"``, as ``multiprocessing`` asks.
@@ -83,7 +93,7 @@ class Workers:
         self._connections, self._processes = [], []
 
     def chat_batch(self, requests: Sequence[Request | Mapping[str, Any]], *, batch_size: int = 16) -> list[Reply]:
-        """As ``Phi4MM.chat_batch``; media are paths, bytes, pictures or samples, no open files.
+        """As ``Phi4MM.chat_batch``; an open file cannot be handed to another process: pass its path or its bytes.
 
         Raises:
             BatchError: some requests are bad; its ``results`` hold the replies to the others.
@@ -92,7 +102,8 @@ class Workers:
         return self._share_out("chat_batch", requests, {"batch_size": batch_size})
 
     def transcribe_batch(self, audios: Sequence[Any], **options: Any) -> list[Transcript]:
-        """As ``Phi4MM.transcribe_batch``, with its options; audios are paths, bytes or samples, no open files.
+        """As ``Phi4MM.transcribe_batch``, with its options; an open file cannot be handed to another process: pass its
+        path or its bytes.
 
         Raises:
             BatchError: some clips are bad; its ``results`` hold the transcripts of the others.
@@ -104,14 +115,11 @@ class Workers:
         """The inputs' results, in their order."""
         if not self._connections:
             raise Phi4MMError("these workers are closed; make new ones")
-        for index, one in enumerate(inputs):
-            _check_sendable(one, f"input {index}")
-        parts = equal_parts([_size(one) for one in inputs], len(self._connections))
         results: list[Any] = [None] * len(inputs)
         errors: dict[int, Phi4MMError] = {}
         failure: Exception | None = None  # an option is wrong, the same for all parts
         try:
-            for part, answer in self._answers([(part, (method, [inputs[i] for i in part], options)) for part in parts]):
+            for part, answer in self._answers(method, inputs, options, errors):
                 if isinstance(answer, Exception):
                     failure = answer
                     continue
@@ -127,18 +135,18 @@ class Workers:
             raise BatchError(results, errors)
         return results
 
-    def _answers(self, messages: Sequence[tuple[list[int], Any]]) -> Iterator[tuple[list[int], Any]]:
-        """Each part with what a process answers to its message; after an error no more are sent. A process is handed
-        the next message as soon as it is done."""
-        waiting, idle, busy = deque(messages), deque(self._connections), dict[Connection, list[int]]()
+    def _answers(
+        self, method: str, inputs: Sequence[Any], options: dict[str, Any], errors: dict[int, Phi4MMError]
+    ) -> Iterator[tuple[list[int], Any]]:
+        """The indices of some inputs with what a process answers to them; after an error no more are handed over. A
+        process is handed the next part as soon as it is done. Inputs that cannot be handed over go to ``errors``."""
+        waiting = deque(equal_parts([_size(one) for one in inputs], len(self._connections)))
+        idle, busy = deque(self._connections), dict[Connection, list[int]]()
         while waiting or busy:
             while waiting and idle:
-                connection, (part, message) = idle.popleft(), waiting.popleft()
-                try:
-                    connection.send(message)
-                except BrokenPipeError:
-                    self._ended(connection)
-                busy[connection] = part
+                connection, part = idle.popleft(), waiting.popleft()
+                busy[connection] = self._hand_over(connection, part, inputs, errors)
+                self._send(connection, (method, options))
             ready = wait(busy)
             for connection in [connection for connection in busy if connection in ready]:
                 answer = self._receive(connection)
@@ -146,6 +154,28 @@ class Workers:
                     waiting.clear()
                 idle.append(connection)
                 yield busy.pop(connection), answer
+
+    def _hand_over(
+        self, connection: Connection, part: Sequence[int], inputs: Sequence[Any], errors: dict[int, Phi4MMError]
+    ) -> list[int]:
+        """Send some inputs; the indices of those that could be sent. The errors of the others go to ``errors``."""
+        sent = []
+        for index in part:
+            try:
+                self._send(connection, _Input(inputs[index]))
+            except (TypeError, AttributeError, pickle.PicklingError) as error:  # raised before anything is sent
+                errors[index] = Phi4MMError(
+                    f"cannot be handed to another process ({error}); pass a path, bytes, a picture or samples"
+                )
+            else:
+                sent.append(index)
+        return sent
+
+    def _send(self, connection: Connection, message: Any) -> None:
+        try:
+            connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            self._ended(connection)
 
     def _receive(self, connection: Connection) -> Any:
         try:
@@ -181,20 +211,9 @@ def _size(one: Any) -> int:
     return len(one) if hasattr(one, "__len__") else 0
 
 
-def _check_sendable(one: Any, name: str) -> None:
-    """An open file cannot be handed to another process. What else is wrong with an input, the model tells."""
-    if isinstance(one, Mapping | Request):
-        for kind in ("image", "audio"):
-            media = one.get(f"{kind}s") if isinstance(one, Mapping) else getattr(one, f"{kind}s")
-            for number, medium in enumerate(media if isinstance(media, list | tuple) else (), 1):
-                _check_sendable(medium, f"{name}, {kind} {number}")
-    elif hasattr(one, "read"):
-        raise Phi4MMError(f"{name}: an open file cannot be handed to another process; pass its path or its bytes")
-
-
 def _serve(connection: Connection, source: Any, options: dict[str, Any], threads: int) -> None:
-    """A worker's life: load the model, then answer ``(method, inputs, options)`` with ``(results, errors)`` until the
-    connection is closed."""
+    """A worker's life: load the model, then take inputs and answer ``(method, options)`` with ``(results, errors)`` of
+    those taken, until the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that started this
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported: threads of its own heed this alone
     import torch
@@ -208,11 +227,16 @@ def _serve(connection: Connection, source: Any, options: dict[str, Any], threads
         connection.send(error)
         return
     connection.send("ready")
+    inputs: list[Any] = []
     while True:
         try:
-            method, inputs, keywords = connection.recv()
+            message = connection.recv()
         except EOFError:
             return
+        if isinstance(message, _Input):
+            inputs.append(message.value)
+            continue
+        method, keywords = message
         try:
             answer: Any = (getattr(model, method)(inputs, **keywords), {})
         except BatchError as error:
@@ -220,3 +244,4 @@ def _serve(connection: Connection, source: Any, options: dict[str, Any], threads
         except Exception as error:
             answer = error
         connection.send(answer)
+        inputs = []

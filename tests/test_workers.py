@@ -56,12 +56,17 @@ def test_a_bad_option_is_one_error_and_the_workers_go_on(workers: Workers) -> No
     assert workers.transcribe_batch(CLIPS[:1])[0].text
 
 
-def test_an_open_file_is_refused_before_anything_is_handed_over(workers: Workers) -> None:
-    with CLIPS[0].open("rb") as file, pytest.raises(Phi4MMError, match=r"input 1.*path"):
-        workers.transcribe_batch([CLIPS[0], file])
-    with CLIPS[0].open("rb") as file, pytest.raises(Phi4MMError, match=r"input 0, audio 1.*path"):
-        workers.chat_batch([{"text": "What is said?", "audios": [file]}])
-    assert workers.transcribe_batch(CLIPS[:1])[0].text
+def test_what_cannot_be_handed_over_costs_only_itself(workers: Workers) -> None:
+    with CLIPS[0].open("rb") as file:
+        with pytest.raises(BatchError, match=r"request 1: cannot be handed to another process .*pass a path") as caught:
+            workers.transcribe_batch([CLIPS[0], file, CLIPS[1]])
+        with pytest.raises(BatchError, match="request 0"):
+            workers.chat_batch([{"text": "What is said?", "audios": [file]}])
+    first, none, second = caught.value.results
+    assert first.text
+    assert second.text
+    assert none is None
+    assert sorted(caught.value.errors) == [1]
 
 
 def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:

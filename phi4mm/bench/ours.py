@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -85,9 +84,7 @@ class Ours:
             fold(self.model, "speech")
             return self.phi
         pack = can_pack(self.model.device, self.model.dtype)
-        workers = Workers(self.folder, processes=torch.get_num_threads(), fold="speech", pack=pack)
-        atexit.register(workers.close)
-        return workers
+        return Workers(self.folder, processes=torch.get_num_threads(), fold="speech", pack=pack)
 
     def _batch(self, kind: str, count: int = 1) -> Batch:
         return self.phi.processor(cases.requests_of(kind, self.model.config, count))
