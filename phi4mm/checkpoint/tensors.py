@@ -13,7 +13,13 @@ from torch import Tensor
 from phi4mm.checkpoint.source import read_json
 from phi4mm.errors import CheckpointError
 
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,  # as it is: a checkpoint with scales beside it has tensors that are unknown here
+}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _NAMES_SHOWN = 10
 _BYTES_PER_MAPPING = 2**26

@@ -102,6 +102,19 @@ def test_dtype_is_the_checkpoints_own_by_default(pair: Pair, tmp_path: Path, tok
     assert load_checkpoint(folder).model.dtype == torch.bfloat16
 
 
+def test_8_bit_floats_are_widened(tokenizer: Path, tmp_path: Path) -> None:
+    model = make_pair().ours.bfloat16()
+    assert model.speech is not None
+    tower = model.speech.tower.state_dict()
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tower.items()}
+    model.speech.tower.load_state_dict(small, assign=True)
+    loaded = load_checkpoint(save_checkpoint(model, tmp_path / "saved", tokenizer_file=tokenizer)).model
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.bfloat16}
+    assert loaded.speech is not None
+    for name, tensor in loaded.speech.tower.state_dict().items():
+        assert torch.equal(tensor, small[name].bfloat16())
+
+
 def test_device_is_the_one_asked_for(pair: Pair, tmp_path: Path, tokenizer: Path) -> None:
     folder = save_checkpoint(pair.ours, tmp_path / "saved", tokenizer_file=tokenizer)
     model = load_checkpoint(folder, device="meta").model
