@@ -69,8 +69,12 @@ def noise(random: np.random.Generator, rate: int) -> Samples:
     return (samples / samples.std() * 10 ** random.uniform(-4.0, -1.3)).astype(np.float32)
 
 
-def vary(waveform: Waveform, random: np.random.Generator) -> Waveform:
-    """One random version of a clip: pace, pitch, cut, room, silence around, loudness, and one of the model's rates."""
+def vary(waveform: Waveform, random: np.random.Generator, *, at_8_khz: float = AT_8_KHZ) -> Waveform:
+    """One random version of a clip: pace, pitch, cut, room, silence around, loudness, and one of the model's rates.
+
+    Args:
+        at_8_khz: how likely the lower one is.
+    """
     rate = min(waveform.sampling_rate, SAMPLING_RATE)
     samples = resample(waveform, rate, speed=random.uniform(*SPEED)).samples
     if random.random() < TRIMMED:
@@ -84,7 +88,7 @@ def vary(waveform: Waveform, random: np.random.Generator) -> Waveform:
     samples = samples * (10 ** random.uniform(*PEAK) / peak)
     if random.random() < HISSING:
         samples = samples + random.normal(0, 10 ** random.uniform(*HISS), len(samples))
-    return _through_a_band(Waveform(samples.astype(np.float32), rate), random)
+    return _through_a_band(Waveform(samples.astype(np.float32), rate), random, at_8_khz)
 
 
 def _trim(samples: Samples, quiet: float) -> Samples:
@@ -94,11 +98,11 @@ def _trim(samples: Samples, quiet: float) -> Samples:
     return samples[loud[0] : loud[-1] + 1] if len(loud) and loud[-1] - loud[0] > len(samples) / 8 else samples
 
 
-def _through_a_band(waveform: Waveform, random: np.random.Generator) -> Waveform:
+def _through_a_band(waveform: Waveform, random: np.random.Generator, at_8_khz: float) -> Waveform:
     draw = random.random()
-    if draw < AT_8_KHZ:
+    if draw < at_8_khz:
         return resample(waveform, LOW_SAMPLING_RATE)
-    if draw < AT_8_KHZ + ONCE_AT_8_KHZ:
+    if draw < at_8_khz + ONCE_AT_8_KHZ:
         return resample(resample(waveform, LOW_SAMPLING_RATE), SAMPLING_RATE)
     return waveform
 

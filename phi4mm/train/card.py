@@ -43,7 +43,8 @@ and contributors), five speakers less the held-out one | speech | CC BY-SA 4.0 |
 | CMU AN4 (Carnegie Mellon University), training part less every tenth speaker | speech | BSD-like |
 | synthetic speech: flite, espeak-ng, hibari-tts, Piper en_US-joe-medium, Kokoro-82M (whichever is installed) | speech \
 | the engines' own; nothing of them is shipped but the sample clips (flite) |
-| Mini LibriSpeech transcripts (LibriSpeech, Panayotov et al.) | text | CC BY 4.0 |
+| Mini LibriSpeech (LibriSpeech, Panayotov et al.): speech less every tenth reader, and all transcripts \
+| speech tower, text | CC BY 4.0 |
 | [easy-VQA](https://github.com/vzhou842/easy-VQA) (Victor Zhou), pictures less every tenth, and questions \
 | pictures, text | MIT |
 | pictures drawn by `phi4mm/train/drawing.py`: shapes, and text in the fonts that are installed | pictures | none |
@@ -82,10 +83,11 @@ def _checkpoint_card(
     return f"""\
 # The bundled checkpoint
 
-Phi-4-multimodal's architecture, small: {total / 1e6:.1f} million parameters, bfloat16. It writes down spoken letters,
-numbers, dates and short commands in English, answers questions about pictures of simple shapes, typed or spoken, counts
-them, and reads short printed numbers and words, as well as the tables say. It was trained from nothing on two CPU cores
-and is here so that everything can be tried offline; for real work use `microsoft/Phi-4-multimodal-instruct`.
+Phi-4-multimodal's architecture, small: {total / 1e6:.1f} million parameters, bfloat16, of the speech tower 8 bits each.
+It writes down spoken letters, numbers, dates and short commands in English, answers questions about pictures of simple
+shapes, typed or spoken, counts them, and reads short printed numbers and words, as well as the tables say. It was
+trained from nothing on two CPU cores and is here so that everything can be tried offline; for real work use
+`microsoft/Phi-4-multimodal-instruct`.
 
 - Decoder: {decoder.num_layers} layers, width {decoder.hidden_size}, {decoder.num_heads} query and \
 {decoder.num_kv_heads} key/value heads, vocabulary {decoder.vocab_size}.
@@ -136,7 +138,9 @@ The same with each row's adapter switched off, and with the other modality's ada
 3. The speech tower: single digits first, then CTC on numbers, then on everything; log-mels augmented in pace, pitch,
    voice-tract length, trimming, room, channel, noise, loudness, and as expanders and noise suppression change speech.
    AN4's clips, where their speakers pause between all words, are also cut into single words and joined anew. Then on
-   two views of each clip that must agree (CR-CTC, Yao et al. 2024), first augmented as much as before, then little.
+   two views of each clip that must agree (CR-CTC, Yao et al. 2024), first augmented as much as before, then little,
+   with single numbers of all speakers at 8 kHz among them; and beside them on ordinary read speech, of which a second
+   classifier names pieces of words. Then its matrices are rounded to 8 bits (float8_e4m3).
 4. With the tower frozen, the audio projector, taught to say in embeddings what CTC heard; then projector and speech
    adapter through the frozen backbone, on the answers, while the projector keeps to what it was taught.
 5. The vision tower, on drawn pictures of which it is known where everything is: each patch names the shape or character
@@ -160,7 +164,7 @@ of voices that is absent is left out. A stage whose result is in `WORK` is not r
 {SOURCES}
 Synthetic voices: {_grouped(voices)}.
 Held out: FSDD speaker {", ".join(HELD_OUT_FSDD)}; every tenth AN4 speaker; voices {", ".join(HELD_OUT_VOICES)}; every
-tenth easy-VQA picture.
+tenth easy-VQA picture; every tenth reader of Mini LibriSpeech.
 
 ## Samples
 
@@ -227,7 +231,7 @@ def other_speech_figures(figures: Sequence[Figure]) -> str:
     sentences = []
     if read := found.get(("read speech", "as recorded")):
         sentences.append(
-            f"Read speech (Mini LibriSpeech, {read.count} clips, {read.words} words, most of which it does not know): "
+            f"Read speech (Mini LibriSpeech, {read.count} clips, {read.words} words, most of which it cannot write): "
             f"{100 * read.value:.1f} %."
         )
     if (start := found.get(("word times", "start"))) and (end := found.get(("word times", "end"))):

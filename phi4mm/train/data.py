@@ -15,6 +15,7 @@ from phi4mm.train.words import NUMBER_WORDS
 HELD_OUT_FSDD = ("jackson",)
 HELD_OUT_VOICES = ("flite-rms", "kokoro-af_bella", "kokoro-bm_george")
 HELD_OUT_AN4_EVERY = 10  # every tenth speaker, in alphabetical order
+HELD_OUT_READERS_EVERY = 10  # the same for Mini LibriSpeech
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class Split:
 
     train: tuple[Clip, ...]
     held_out: dict[str, tuple[Clip, ...]]
+
+
+@dataclass(frozen=True)
+class ReadSplit:
+    """Ordinary read speech, split by speaker."""
+
+    train: tuple[Clip, ...]
+    held_out: tuple[Clip, ...]
 
 
 def read_clips(manifest: Path, corpus: str) -> list[Clip]:
@@ -71,6 +80,14 @@ def speech_corpora(data: Path, words: Path, voices: Path) -> Split:
 def an4_held_out(clips: Sequence[Clip]) -> tuple[Clip, ...]:
     """AN4's clips of every tenth speaker."""
     return _of(clips, sorted({clip.speaker for clip in clips})[::HELD_OUT_AN4_EVERY])
+
+
+def split_read_speech(data: Path) -> ReadSplit:
+    """Mini LibriSpeech."""
+    clips = read_clips(data / "mini_librispeech" / "train.jsonl", "mini_librispeech")
+    speakers = sorted({clip.speaker for clip in clips})
+    kept_out = speakers[::HELD_OUT_READERS_EVERY]
+    return ReadSplit(_of(clips, set(speakers) - set(kept_out)), _of(clips, kept_out))
 
 
 def held_out_questions(voices: Path, questions: Sequence[str]) -> tuple[Clip, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.train.config import small_config
-from phi4mm.train.data import Clip, Split, held_out_questions, read_clips, speech_corpora
+from phi4mm.train.data import Clip, ReadSplit, Split, held_out_questions, speech_corpora, split_read_speech
 from phi4mm.train.loop import StageFolder
 from phi4mm.train.pictures import PictureSplit, easy_vqa
 from phi4mm.train.shards import vocabulary_of
@@ -17,6 +17,8 @@ from phi4mm.train.text import COUNT_QUESTIONS, READ_QUESTIONS, Corpus, TextTasks
 from phi4mm.train.words import SPOKEN
 
 NUM_VERSIONS = 6
+NUM_NUMBER_VERSIONS = 4
+NUM_READ_VERSIONS = 3
 NUM_READ = 60  # clips of ordinary read speech that are judged
 
 
@@ -56,6 +58,18 @@ class Recipe:
     @property
     def versions(self) -> list[Path]:
         return [self.work / "versions" / f"{number}.safetensors" for number in range(NUM_VERSIONS)]
+
+    @property
+    def number_versions(self) -> list[Path]:
+        return [self.work / "versions" / f"numbers {number}.safetensors" for number in range(NUM_NUMBER_VERSIONS)]
+
+    @property
+    def read_versions(self) -> list[Path]:
+        return [self.work / "versions" / f"read {number}.safetensors" for number in range(NUM_READ_VERSIONS)]
+
+    @property
+    def pieces_file(self) -> Path:
+        return self.work / "pieces.json"
 
     def plain(self, name: str) -> Path:
         return self.work / "held_out" / f"{name}.safetensors"
@@ -139,10 +153,14 @@ class Recipe:
         return {name: tuple(c for c in clips if set(c.words) <= known) for name, clips in self.split.held_out.items()}
 
     @cached_property
-    def read_speech(self) -> tuple[Clip, ...]:
-        """Ordinary read speech, which no stage hears; its texts are among the backbone's."""
-        clips = read_clips(self.data / "mini_librispeech" / "train.jsonl", "mini_librispeech")
-        return tuple(clips[:: max(1, len(clips) // NUM_READ)])
+    def read_speech(self) -> ReadSplit:
+        """Ordinary read speech; all of its texts are among the backbone's."""
+        return split_read_speech(self.data)
+
+    @property
+    def judged_read_speech(self) -> tuple[Clip, ...]:
+        clips = self.read_speech.held_out
+        return clips[:: max(1, len(clips) // NUM_READ)]
 
     @cached_property
     def asked_aloud(self) -> tuple[Clip, ...]:

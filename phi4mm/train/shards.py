@@ -23,6 +23,7 @@ MAX_JOINED = 8
 NUM_SILENT = 150  # clips of noise without a word in each version
 COPIES = {"an4": 2.0, "fsdd": 1.5, "an4 words": 1.5, "sentences": 0.4}  # of a clip in a version; other corpora: one
 JOINED_CORPORA = ("fsdd", "an4 words")  # of single words
+SINGLE_AT_8_KHZ = 0.75  # share of single numbers
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,25 @@ def write_varied(paths: Sequence[Path], clips: Sequence[Clip], vocabulary: Seque
             features = change_tempo(log_mel(vary(waveform, random)), random)
             utterances.append(Utterance(features.half(), words))
         utterances += _silent(random)
+        write_shard(path, utterances, vocabulary)
+
+
+def write_single_numbers(paths: Sequence[Path], clips: Sequence[Clip], vocabulary: Sequence[str]) -> None:
+    """In each of ``paths`` one random version of every clip of a single number word, most of them at 8 kHz.
+
+    FSDD's few speakers are not native ones; with these the numbers of all others are heard as FSDD is recorded.
+    """
+    single = [clip for clip in clips if len(clip.words) == 1 and clip.only_numbers]
+    waveforms = [_at_most_16k(load_audio(clip.path)) for clip in tqdm(single, desc="reading numbers", disable=None)]
+    for path in tqdm(paths, desc="single numbers", disable=None):
+        if path.exists():
+            continue
+        random = np.random.default_rng(list(path.name.encode()))
+        varied = [vary(waveform, random, at_8_khz=SINGLE_AT_8_KHZ) for waveform in waveforms]
+        utterances = [
+            Utterance(change_tempo(log_mel(one), random).half(), clip.words)
+            for one, clip in zip(varied, single, strict=True)
+        ]
         write_shard(path, utterances, vocabulary)
 
 

@@ -11,14 +11,15 @@ import torch
 
 from phi4mm.api import Phi4MM
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.model.speech import SpeechTower
 from phi4mm.train.backbone import BackboneOptions, train_backbone
 from phi4mm.train.bank import PictureBank, write_bank
 from phi4mm.train.card import write_cards
-from phi4mm.train.consistency import STRONG, WEAK, train_consistency
+from phi4mm.train.consistency import STRONG, WEAK, ConsistencyShards, train_consistency
 from phi4mm.train.cuts import cut_words
 from phi4mm.train.data import HELD_OUT_VOICES, read_clips, write_manifest
 from phi4mm.train.drawing import PRINTED, draw_shape, draw_shapes, draw_text
-from phi4mm.train.export import Part, assemble, export, learnt, ship
+from phi4mm.train.export import Part, assemble, export, in_float8, learnt, ship
 from phi4mm.train.files import read_json, read_tensors, write_json, write_tensors
 from phi4mm.train.fingerprint import backbone_tensors, fingerprint
 from phi4mm.train.measure import (
@@ -34,9 +35,10 @@ from phi4mm.train.measure import (
 )
 from phi4mm.train.picture_words import NamingOptions, name_the_pictures, train_picture_words
 from phi4mm.train.pictures import Picture
+from phi4mm.train.read_speech import Pieces, train_pieces, write_read_versions
 from phi4mm.train.recipe import Recipe
 from phi4mm.train.samples import SAMPLES, write_picture_samples, write_samples
-from phi4mm.train.shards import write_plain, write_varied
+from phi4mm.train.shards import write_plain, write_single_numbers, write_varied
 from phi4mm.train.speech import PROJECTOR, Naming, SpeechOptions, speech_batches, train_speech
 from phi4mm.train.spoken import SpokenOptions, train_spoken
 from phi4mm.train.synthesis import MANIFEST, numbers, sentences, synthesise
@@ -75,6 +77,12 @@ def prepare_features(recipe: Recipe) -> None:
             write_plain(recipe.plain(name), clips, recipe.vocabulary)
     if not all(path.exists() for path in recipe.versions):
         write_varied(recipe.versions, recipe.split.train, recipe.vocabulary)
+    if not all(path.exists() for path in recipe.number_versions):
+        write_single_numbers(recipe.number_versions, recipe.split.train, recipe.vocabulary)
+    read = recipe.read_speech.train
+    if not recipe.pieces_file.exists():
+        train_pieces(read, recipe.pieces_file)
+    write_read_versions(recipe.read_versions, read, Pieces(recipe.pieces_file))
 
 
 def prepare_tokenizer(recipe: Recipe) -> None:
@@ -95,6 +103,7 @@ def make_backbone(recipe: Recipe) -> None:
 
 
 def make_tower(recipe: Recipe) -> None:
+    """Train it, and round it to the precision that the checkpoint stores before anything is learnt on top of it."""
     if recipe.tower_file.exists():
         return
     assert recipe.config.speech is not None
@@ -108,15 +117,18 @@ def make_tower(recipe: Recipe) -> None:
         recipe.stage("tower"),
         torch.device(recipe.device),
     )
+    torch.manual_seed(0)
+    reader = WordTower(tower.tower, recipe.config.speech, Pieces(recipe.pieces_file).vocabulary).to(recipe.device)
+    shards = ConsistencyShards(recipe.versions, recipe.number_versions, recipe.read_versions)
     for name, options in (("strong", STRONG), ("weak", WEAK)):
-        train_consistency(tower, recipe.versions, held_out, options, recipe.stage(f"tower, two {name} views"))
-    write_tensors(recipe.tower_file, tower.state_dict())
+        train_consistency(tower, reader, shards, held_out, options, recipe.stage(f"tower, two {name} views"))
+    write_tensors(recipe.tower_file, in_float8(tower.state_dict()))
 
 
 def trained_tower(recipe: Recipe) -> WordTower:
     """The speech tower with its classifier, frozen."""
     assert recipe.config.speech is not None
-    words = WordTower(recipe.config.speech, recipe.vocabulary)
+    words = WordTower(SpeechTower(recipe.config.speech), recipe.config.speech, recipe.vocabulary)
     words.load_state_dict(read_tensors(recipe.tower_file))
     return words.requires_grad_(False)
 
@@ -139,9 +151,10 @@ def make_speech(recipe: Recipe) -> None:
     if recipe.speech_file.exists():
         return
     words, model, options = trained_tower(recipe).to(recipe.device), assembled(recipe), SpeechOptions()
+    versions = [*recipe.versions, *recipe.number_versions]
     naming = Naming(model, words, recipe.tokenizer, PROJECTOR)
     naming.learn(
-        lambda number, step: speech_batches(recipe.versions, words.vocabulary, options, number, model.device),
+        lambda number, step: speech_batches(versions, words.vocabulary, options, number, model.device),
         options.naming,
         options.naming_learning_rate,
         recipe.stage("projector"),
@@ -153,7 +166,7 @@ def make_speech(recipe: Recipe) -> None:
         return {f"WER/{name}": 100 * word_error_rate(phi4mm, clips) for name, clips in few.items()}
 
     stage = recipe.stage("speech")
-    train_speech(model, naming, recipe.versions, recipe.tokenizer, options, stage, watch)
+    train_speech(model, naming, versions, recipe.tokenizer, options, stage, watch)
     write_tensors(recipe.speech_file, learnt(model, ["speech.projectors.speech."], "speech"))
 
 
@@ -240,7 +253,7 @@ def measure(recipe: Recipe) -> None:
     groups = {name: asked_of(some) for name, some in pictures.items()}
     groups["asked aloud"] = asked_aloud(recipe.asked_aloud, pictures["easy_vqa"], each=5)
     found = [*speech_figures(phi4mm, recipe.heard), *picture_figures(phi4mm, groups)]
-    found.append(read_speech_figure(phi4mm, recipe.read_speech))
+    found.append(read_speech_figure(phi4mm, recipe.judged_read_speech))
     found += word_time_figures(
         phi4mm, {voice: recipe.heard[voice] for voice in HELD_OUT_VOICES if voice in recipe.heard}
     )

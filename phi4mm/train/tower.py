@@ -41,11 +41,17 @@ class TowerOptions:
 
 
 class WordTower(nn.Module):
-    """The tower with a linear classifier of words on each of its tokens; class 0 is CTC's blank."""
+    """The tower with a linear classifier of words on each of its tokens; class 0 is CTC's blank.
 
-    def __init__(self, config: SpeechConfig, vocabulary: Sequence[str]) -> None:
+    Args:
+        tower: another classifier may use it too.
+        config: its own.
+        vocabulary: of the classifier.
+    """
+
+    def __init__(self, tower: SpeechTower, config: SpeechConfig, vocabulary: Sequence[str]) -> None:
         super().__init__()
-        self.tower = SpeechTower(config)
+        self.tower = tower
         self.head = nn.Linear(config.hidden_size, len(vocabulary) + 1)
         self.vocabulary = tuple(vocabulary)
 
@@ -124,7 +130,7 @@ def train_tower(
 ) -> WordTower:
     """Train on the shards ``versions``, one after another, over and over."""
     torch.manual_seed(0)
-    model = WordTower(config, vocabulary)
+    model = WordTower(SpeechTower(config), config, vocabulary)
     initialise(model.tower)
     measure_features(model.tower, Shard(versions[0], vocabulary))
     model.to(device)

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from phi4mm.model.config import Phi4MMConfig
+from phi4mm.model.speech import SpeechTower
 from phi4mm.train.batches import collate
-from phi4mm.train.consistency import WEAK, divergence, train_consistency, two_views
+from phi4mm.train.consistency import WEAK, ConsistencyShards, divergence, train_consistency, two_views
 from phi4mm.train.loop import Pace, StageFolder
 from phi4mm.train.shards import Shard
 from phi4mm.train.tower import WordTower
@@ -43,10 +44,14 @@ def test_divergence_counts_valid_tokens_alone() -> None:
 def test_stage_changes_the_tower_and_leaves_its_statistics(config: Phi4MMConfig, shard: Path, tmp_path: Path) -> None:
     assert config.speech is not None
     torch.manual_seed(0)
-    model = WordTower(config.speech, NUMBER_WORDS)
-    before = deepcopy(model.state_dict())
+    model = WordTower(SpeechTower(config.speech), config.speech, NUMBER_WORDS)
+    reader = WordTower(model.tower, config.speech, NUMBER_WORDS)
+    before, head = deepcopy(model.state_dict()), deepcopy(reader.head.state_dict())
     options = replace(WEAK, pace=Pace(steps=2, warmup=1, average=0.5, log_every=2), frames=200)
-    train_consistency(model, [shard], {"itself": shard}, options, StageFolder(tmp_path, "two views"))
+    stage = StageFolder(tmp_path, "two views")
+    train_consistency(model, reader, ConsistencyShards([shard], [shard], [shard]), {"itself": shard}, options, stage)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name.split(".")[0] for name in changed} == {"tower", "head"}
     assert not changed & {"tower.mean", "tower.inverse_std"}
+    assert not torch.equal(reader.head.weight, head["weight"])
+    assert reader.tower is model.tower

@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from phi4mm.inputs.audio import Waveform, log_mel
@@ -16,11 +17,12 @@ from phi4mm.train.augment import STRETCH, change_pace, join, vary, vary_batch
 from phi4mm.train.batches import by_length, collate
 from phi4mm.train.card import write_cards
 from phi4mm.train.cuts import word_spans
-from phi4mm.train.data import HELD_OUT_FSDD, speech_corpora
+from phi4mm.train.data import HELD_OUT_FSDD, Clip, speech_corpora
+from phi4mm.train.export import in_float8
 from phi4mm.train.files import write_rows
 from phi4mm.train.fingerprint import fingerprint
 from phi4mm.train.measure import Figure
-from phi4mm.train.shards import Shard
+from phi4mm.train.shards import Shard, write_single_numbers
 from phi4mm.train.text import Corpus, TextTasks
 from phi4mm.train.tokenizer import CONTROL_TOKENS, VOCABULARY_SIZE
 from phi4mm.train.words import DIGITS, NUMBER_WORDS, OH, digit_sequence, number
@@ -86,6 +88,27 @@ def test_shards_give_back_what_was_written(shard: Path) -> None:
     assert len(opened) == 6
     assert opened[3].words == ("oh", "nine", "nine")
     assert opened[3].features.shape == (120, 80)
+
+
+def test_single_numbers_leave_out_all_else_and_are_mostly_at_8_khz(tmp_path: Path) -> None:
+    path = tmp_path / "clip.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    texts = [("six",), ("six", "two"), ("yes",), *[("nine",)] * 20]
+    clips = [Clip(path, words, "someone", "an4 words") for words in texts]
+    write_single_numbers([tmp_path / "0.safetensors"], clips, NUMBER_WORDS)
+    numbers = list(Shard(tmp_path / "0.safetensors", NUMBER_WORDS))
+    assert [number.words for number in numbers] == [("six",), *[("nine",)] * 20]
+    at_8_khz = [not number.features[:, -1].any() for number in numbers]
+    assert 10 < sum(at_8_khz) < 21
+
+
+def test_matrices_are_near_in_float8_and_vectors_are_as_they_were() -> None:
+    matrix = torch.randn(40, 40, generator=torch.manual_seed(0))
+    found = in_float8({"matrix": matrix, "vector": matrix[0]})
+    assert torch.equal(found["vector"], matrix[0])
+    assert found["matrix"].dtype == torch.float8_e4m3fn
+    nearest = (matrix.abs() / 16).clamp(min=1 / 1024)
+    assert ((found["matrix"].float() - matrix).abs() <= nearest).all()
 
 
 def test_groups_hold_every_item_once_within_the_budget(shard: Path) -> None:

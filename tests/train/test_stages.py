@@ -19,6 +19,7 @@ from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.mixture import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.model.speech import SpeechTower
 from phi4mm.train.backbone import BackboneOptions, train_backbone
 from phi4mm.train.bank import PictureBank, write_bank
 from phi4mm.train.batches import collate
@@ -175,7 +176,8 @@ def test_spoken_stage_changes_the_vision_side_audio_projector_alone(
     asked = [Utterance(torch.rand(80, 80).half(), tuple(one.text.rstrip("?").split())) for one in bank.questions[0]]
     write_shard(tmp_path / "asked.safetensors", asked, vocabulary)
     assert config.speech is not None
-    words = WordTower(config.speech, vocabulary).requires_grad_(False).to(DEVICE)  # with these questions' words
+    # With these questions' words.
+    words = WordTower(SpeechTower(config.speech), config.speech, vocabulary).requires_grad_(False).to(DEVICE)
     model = assembled(config, backbone, words)
     before = copy_of(model)
 
