@@ -68,4 +68,5 @@ def test_rows_of_every_modality_are_answered_on_the_device() -> None:
 
 @pytest.mark.slow
 def test_every_stage_trains_on_the_device() -> None:
-    assert "9 passed" in run("-m", "pytest", "tests/train/test_stages.py", "-p", "no:cacheprovider")
+    files = "tests/train/test_stages.py", "tests/train/test_consistency.py"
+    assert "12 passed" in run("-m", "pytest", *files, "-p", "no:cacheprovider")

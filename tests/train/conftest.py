@@ -20,6 +20,7 @@ from tests import second_device
 
 if os.environ.get("PHI4MM_TEST_DEVICE") == second_device.NAME:
     second_device.install()
+DEVICE = torch.device(os.environ.get("PHI4MM_TEST_DEVICE", "cpu"))  # "cuda"; "second": see tests/second_device.py
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from phi4mm.train.loop import Pace, StageFolder
 from phi4mm.train.shards import Shard
 from phi4mm.train.tower import WordTower
 from phi4mm.train.words import NUMBER_WORDS
+from tests.train.conftest import DEVICE
 
 
 def test_views_are_of_the_same_clips_and_differ(shard: Path) -> None:
@@ -44,8 +45,8 @@ def test_divergence_counts_valid_tokens_alone() -> None:
 def test_stage_changes_the_tower_and_leaves_its_statistics(config: Phi4MMConfig, shard: Path, tmp_path: Path) -> None:
     assert config.speech is not None
     torch.manual_seed(0)
-    model = WordTower(SpeechTower(config.speech), config.speech, NUMBER_WORDS)
-    reader = WordTower(model.tower, config.speech, NUMBER_WORDS)
+    model = WordTower(SpeechTower(config.speech), config.speech, NUMBER_WORDS).to(DEVICE)
+    reader = WordTower(model.tower, config.speech, NUMBER_WORDS).to(DEVICE)
     before, head = deepcopy(model.state_dict()), deepcopy(reader.head.state_dict())
     options = replace(WEAK, pace=Pace(steps=2, warmup=1, average=0.5, log_every=2), frames=200)
     stage = StageFolder(tmp_path, "two views")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -35,8 +34,8 @@ from phi4mm.train.text import COLOURS, SHAPES, Corpus, TextTasks
 from phi4mm.train.tower import BLANK, TowerOptions, WordTower, train_tower, word_error_rate
 from phi4mm.train.vision import VisionOptions, train_vision
 from phi4mm.train.words import NUMBER_WORDS
+from tests.train.conftest import DEVICE
 
-DEVICE = torch.device(os.environ.get("PHI4MM_TEST_DEVICE", "cpu"))  # "cuda"; "second": see tests/second_device.py
 TWO = Pace(steps=2, warmup=1, average=0.5, log_every=2)
 SPEECH = SpeechOptions(naming=TWO, answering=TWO, frames=400)
 
