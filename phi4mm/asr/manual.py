@@ -47,14 +47,14 @@ _TAIL = """\
    known timing; where words run into one another it is larger.
 
 Measured with the bundled checkpoint on 30 minutes and more made of held-out clips, 1.2 to 3 s of pause between them
-(`python -m phi4mm.bench.long_file --data MANIFEST`, and what the table says); the process takes 1.04 times the memory
+(`python -m phi4mm.bench.long_file --data MANIFEST`, and what the table says); the process takes 1.08 times the memory
 that it takes for 30 s, or less:
 
 | | clips | word error rate | clip by clip | starts off by (median) | at most |
 |---|---:|---:|---:|---:|---:|
-| flite-rms, `--audible 30` | 522 (188 different) | 2.96 % | 2.89 % | 0.02 s | 0.13 s |
-| kokoro-af_bella and kokoro-bm_george, `--audible 30 --minutes 34` | 494 | 3.04 % | 3.54 % | 0.02 s | 0.18 s |
-| AN4, `--align` | 385 (98 different) | 7.79 % | 8.40 % | 0.05 s | 0.19 s |
+| flite-rms, `--audible 30` | 521 (188 different) | 3.14 % | 2.21 % | 0.02 s | 0.11 s |
+| kokoro-af_bella and kokoro-bm_george, `--audible 30 --minutes 34` | 495 | 2.76 % | 3.05 % | 0.03 s | 0.19 s |
+| AN4, `--align` | 385 (98 different) | 6.57 % | 5.58 % | 0.05 s | 0.19 s |
 
 Where a clip of flite's or kokoro's synthetic voices begins to be heard is certain. Where a recorded one begins to
 speak, after breaths and clicks, is what PocketSphinx's forced alignment of its text says. The manifests are those that
