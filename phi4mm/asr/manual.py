@@ -52,9 +52,9 @@ that it takes for 30 s, or less:
 
 | | clips | word error rate | clip by clip | starts off by (median) | at most |
 |---|---:|---:|---:|---:|---:|
-| flite-rms, `--audible 30` | 521 (188 different) | 3.14 % | 2.21 % | 0.02 s | 0.11 s |
-| kokoro-af_bella and kokoro-bm_george, `--audible 30 --minutes 34` | 495 | 2.76 % | 3.05 % | 0.03 s | 0.19 s |
-| AN4, `--align` | 385 (98 different) | 6.57 % | 5.58 % | 0.05 s | 0.19 s |
+| flite-rms, `--audible 30` | 521 (188 different) | 3.00 % | 2.21 % | 0.02 s | 0.11 s |
+| kokoro-af_bella and kokoro-bm_george, `--audible 30 --minutes 34` | 495 | 2.65 % | 2.99 % | 0.03 s | 0.19 s |
+| AN4, `--align` | 385 (98 different) | 6.38 % | 5.40 % | 0.05 s | 0.19 s |
 
 Where a clip of flite's or kokoro's synthetic voices begins to be heard is certain. Where a recorded one begins to
 speak, after breaths and clicks, is what PocketSphinx's forced alignment of its text says. The manifests are those that

@@ -112,7 +112,10 @@ def _own(values: dict[str, Any], name: str) -> Phi4MMConfig:
         raise CheckpointError(f"{name}: {error}; save the checkpoint again") from error
 
 
-_OPTIONAL: dict[type, set[str]] = {AdapterConfig: {"dropout"}, SpeechConfig: {"detect_narrow_band"}}  # newer fields
+_OPTIONAL: dict[type, set[str]] = {  # newer fields
+    AdapterConfig: {"dropout"},
+    SpeechConfig: {"detect_narrow_band", "peak_level"},
+}
 
 
 def _field_problems(key: str, kind: type, values: object) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from phi4mm.errors import BatchError, Phi4MMError, PromptError
-from phi4mm.inputs.audio import load_audio, log_mel, narrowed
+from phi4mm.inputs.audio import levelled, load_audio, log_mel, narrowed
 from phi4mm.inputs.image import PreparedImage, load_image, prepare_image
 from phi4mm.inputs.prompt import MediaPlace, render
 from phi4mm.inputs.tokenizer import Tokenizer
@@ -106,6 +106,8 @@ class Processor:
                 waveform = load_audio(request.audios[piece.index], name=name)
                 if self.config.speech.detect_narrow_band:
                     waveform = narrowed(waveform)
+                if self.config.speech.peak_level is not None:
+                    waveform = levelled(waveform, self.config.speech.peak_level)
                 clips.append(log_mel(waveform, num_mels=self.config.speech.num_mels))
                 token_ids += [self.config.speech.audio_token_id] * self.config.speech.num_tokens(len(clips[-1]))
 

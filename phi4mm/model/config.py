@@ -106,6 +106,8 @@ class SpeechConfig:
     ``max_seconds`` is the length of the longest clips that it was trained on: longer audio is cut before it is heard.
     ``detect_narrow_band``: audio at 16 kHz whose upper half is empty was recorded at 8 kHz, and is heard as that. The
     reference does not, and hears the traces that the window of the spectrum leaves there.
+    ``peak_level``: audio is scaled so that its loudest sample has this magnitude (of 1); ``None`` leaves it as it is,
+    as the reference does.
     """
 
     audio_token_id: int = 200011
@@ -122,6 +124,7 @@ class SpeechConfig:
     window_tokens: int = 500
     max_seconds: float = 30.0
     detect_narrow_band: bool = False
+    peak_level: float | None = None
 
     def __post_init__(self) -> None:
         if self.time_reduction < 2 or self.time_reduction & (self.time_reduction - 1):

@@ -52,4 +52,5 @@ def small_speech_config(audio_token_id: int) -> SpeechConfig:
         subsampling_channels=32,
         max_seconds=8.0,
         detect_narrow_band=True,
+        peak_level=0.3,
     )

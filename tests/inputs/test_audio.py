@@ -19,7 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi4mm.errors import AudioError
-from phi4mm.inputs.audio import Waveform, is_narrow_band, load_audio, log_mel, mel_filters, narrowed, resample_for_model
+from phi4mm.inputs.audio import (
+    Waveform,
+    is_narrow_band,
+    levelled,
+    load_audio,
+    log_mel,
+    mel_filters,
+    narrowed,
+    resample_for_model,
+)
 
 FORMATS = {
     "wav8": ("WAV", "PCM_U8"),
@@ -329,3 +338,20 @@ def test_a_narrow_band_is_heard_at_8_khz(samples: int) -> None:
     heard = narrowed(Waveform(soxr.resample(narrow.samples, 8000, 16000).astype(np.float32), 16000))
     assert heard.sampling_rate == 8000
     assert log_mel(heard).shape == log_mel(narrow).shape
+
+
+@pytest.mark.parametrize("gain", [0.02, 0.3, 1.0, 3.0])
+def test_levelled_audio_is_the_same_however_loud_it_was(gain: float) -> None:
+    clip = load_audio(SAMPLES / "telephone.flac")
+    expected = levelled(clip, 0.3)
+    assert np.abs(expected.samples).max() == pytest.approx(0.3)
+    found = levelled(Waveform(clip.samples * np.float32(gain), clip.sampling_rate), 0.3)
+    np.testing.assert_allclose(found.samples, expected.samples, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_almost_silent_stays_quiet() -> None:
+    faint = Waveform(noise(16000) / np.abs(noise(16000)).max() * np.float32(1e-4), 16000)
+    assert np.abs(levelled(faint, 0.3).samples).max() == pytest.approx(32e-4, rel=1e-4)
+    silent = Waveform(np.zeros(16000, np.float32), 16000)
+    assert not levelled(silent, 0.3).samples.any()
+    assert len(levelled(Waveform(np.zeros(0, np.float32), 16000), 0.3).samples) == 0
