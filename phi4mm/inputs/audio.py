@@ -33,7 +33,7 @@ MEL_FLOOR = 1.0
 # A recording at 8 kHz that was resampled to 16 kHz, by whatever filter, against speech at 16 kHz with its noise.
 NARROW_BAND = 4000.0  # Hz, all of what it holds
 EMPTY_FROM, EMPTY_BELOW = 5000.0, -55.0  # Hz, and decibels beside the energy of the narrow band
-LARGEST_GAIN = 32.0  # 30 dB
+LARGEST_GAIN = 32.0  # 30 dB; more would make speech of noise
 MAX_AMPLITUDE = 8.0  # a float sample beyond this was not scaled to [-1, 1]
 BLOCK_FRAMES = 128  # log-mel frames computed at once: they stay in a core's cache
 MELS_AT_ONCE = 16
@@ -196,8 +196,7 @@ def narrowed(waveform: Waveform) -> Waveform:
 
 
 def levelled(waveform: Waveform, peak: float) -> Waveform:
-    """Audio scaled so that the magnitude of its loudest sample is ``peak``; but by ``LARGEST_GAIN`` at most, as what is
-    quieter than that is no speech."""
+    """Audio scaled so that the magnitude of its loudest sample is ``peak``; but by ``LARGEST_GAIN`` at most."""
     loudest = float(np.abs(waveform.samples).max(initial=0.0))
     gain = min(peak, LARGEST_GAIN * loudest) / loudest if loudest else 1.0
     return Waveform(waveform.samples * np.float32(gain), waveform.sampling_rate)

@@ -129,6 +129,8 @@ class SpeechConfig:
     def __post_init__(self) -> None:
         if self.time_reduction < 2 or self.time_reduction & (self.time_reduction - 1):
             raise ValueError(f"time_reduction {self.time_reduction} must be a power of two, 2 or more")
+        if self.peak_level is not None and not 0 < self.peak_level <= 1:
+            raise ValueError(f"peak_level {self.peak_level} must be over 0 and at most 1, or null")
 
     @property
     def num_halvings(self) -> int:

@@ -103,7 +103,7 @@ Measured by `{MEASURE}`.
 
 Word error rates. "8 kHz" and "16 kHz" are the same clips resampled first (FSDD is recorded at 8 kHz: at 16 kHz its
 upper half is empty, which is detected); "noise 20 dB" has white noise 20 dB below the speech. All audio is scaled to
-the same peak (`peak_level` in `config.json`), so it does not matter how loud a recording is.
+the same peak (`peak_level` in `config.json`), by 30 dB at most, so it does not matter how loud a recording is.
 
 {speech_table(figures)}
 {other_speech_figures(figures)}

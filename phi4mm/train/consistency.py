@@ -3,7 +3,7 @@ arXiv 2410.05101).
 
 Each view is augmented on its own, and beside CTC's loss of both stands the divergence between what the classifier says
 of them, moment by moment. It keeps the tower from relying on what one of its few speakers alone does; so does ordinary
-read speech, a batch of which stands beside each. The last steps are almost without augmentation, as real clips are.
+read speech, a batch of which stands beside each. The last steps are augmented little: clips are nearly as real ones.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from phi4mm.inputs.audio import LOW_SAMPLING_RATE, SAMPLING_RATE, Waveform, load_audio, log_mel
-from phi4mm.train.augment import change_tempo, join, noise, resample, vary
+from phi4mm.train.augment import AT_8_KHZ, change_tempo, join, noise, resample, vary
 from phi4mm.train.data import Clip
 from phi4mm.train.files import read_tensors, write_tensors
 
@@ -24,6 +24,8 @@ NUM_SILENT = 150  # clips of noise without a word in each version
 COPIES = {"an4": 2.0, "fsdd": 1.5, "an4 words": 1.5, "sentences": 0.4}  # of a clip in a version; other corpora: one
 JOINED_CORPORA = ("fsdd", "an4 words")  # of single words
 SINGLE_AT_8_KHZ = 0.75  # share of single numbers
+
+Spoken = tuple[Waveform, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,8 @@ def write_varied(paths: Sequence[Path], clips: Sequence[Clip], vocabulary: Seque
         if path.exists():
             continue
         random = np.random.default_rng(list(path.name.encode()))
-        utterances = []
-        for waveform, words in [*_singly(clips, waveforms, random), *_joined(clips, waveforms, random)]:
-            features = change_tempo(log_mel(vary(waveform, random)), random)
-            utterances.append(Utterance(features.half(), words))
-        utterances += _silent(random)
-        write_shard(path, utterances, vocabulary)
+        spoken = [*_singly(clips, waveforms, random), *_joined(clips, waveforms, random)]
+        write_shard(path, [*_varied(spoken, random), *_silent(random)], vocabulary)
 
 
 def write_single_numbers(paths: Sequence[Path], clips: Sequence[Clip], vocabulary: Sequence[str]) -> None:
@@ -105,17 +103,18 @@ def write_single_numbers(paths: Sequence[Path], clips: Sequence[Clip], vocabular
     FSDD's few speakers are not native ones; with these the numbers of all others are heard as FSDD is recorded.
     """
     single = [clip for clip in clips if len(clip.words) == 1 and clip.only_numbers]
-    waveforms = [_at_most_16k(load_audio(clip.path)) for clip in tqdm(single, desc="reading numbers", disable=None)]
-    for path in tqdm(paths, desc="single numbers", disable=None):
-        if path.exists():
-            continue
-        random = np.random.default_rng(list(path.name.encode()))
-        varied = [vary(waveform, random, at_8_khz=SINGLE_AT_8_KHZ) for waveform in waveforms]
-        utterances = [
-            Utterance(change_tempo(log_mel(one), random).half(), clip.words)
-            for one, clip in zip(varied, single, strict=True)
-        ]
-        write_shard(path, utterances, vocabulary)
+    spoken = [(_at_most_16k(load_audio(clip.path)), clip.words) for clip in tqdm(single, desc="reading", disable=None)]
+    for path in tqdm(paths, desc="versions of single numbers", disable=None):
+        if not path.exists():
+            random = np.random.default_rng(list(path.name.encode()))
+            write_shard(path, _varied(spoken, random, at_8_khz=SINGLE_AT_8_KHZ), vocabulary)
+
+
+def _varied(spoken: Sequence[Spoken], random: np.random.Generator, *, at_8_khz: float = AT_8_KHZ) -> list[Utterance]:
+    return [
+        Utterance(change_tempo(log_mel(vary(waveform, random, at_8_khz=at_8_khz)), random).half(), words)
+        for waveform, words in spoken
+    ]
 
 
 def _silent(random: np.random.Generator) -> list[Utterance]:
@@ -125,9 +124,6 @@ def _silent(random: np.random.Generator) -> list[Utterance]:
 
 def _at_most_16k(waveform: Waveform) -> Waveform:
     return resample(waveform, min(waveform.sampling_rate, SAMPLING_RATE))
-
-
-Spoken = tuple[Waveform, tuple[str, ...]]
 
 
 def _singly(clips: Sequence[Clip], waveforms: Sequence[Waveform], random: np.random.Generator) -> list[Spoken]:

@@ -104,6 +104,14 @@ def test_unknown_tensors_are_counted(folder: Path) -> None:
     fails(folder, "12 unknown tensors: extra.0, ", "and 2 more")
 
 
+@pytest.mark.parametrize("level", [0, -0.3, 1.5])
+def test_peak_level_out_of_range(folder: Path, level: float) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["speech"]["peak_level"] = level
+    (folder / "config.json").write_text(json.dumps(config))
+    fails(folder, f"peak_level {level} must be over 0")
+
+
 def test_several_problems_at_once(transformers_folder: Path) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.stray"] = tensors.pop("model.norm.weight")
