@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from phi4mm.engine.engine import Step
 from phi4mm.inputs.processor import Row
 from phi4mm.inputs.prompt import parse_tool_calls
 from phi4mm.inputs.tokenizer import TextStream, Tokenizer
-from phi4mm.runtime.engine import Step
 from phi4mm.types import Reply, Usage
 
 

@@ -12,6 +12,13 @@ from typing import Any, Literal, TypeVar, Unpack
 import torch
 
 from phi4mm.checkpoint import load_checkpoint, save_checkpoint
+from phi4mm.engine.cuda_graphs import CompiledRunners
+from phi4mm.engine.engine import Generation, MakeRunner
+from phi4mm.engine.merge import MergedLinear, unmerge
+from phi4mm.engine.merge import merge as merge_adapter
+from phi4mm.engine.prepack import PrepackedLinear, prepack_decoder
+from phi4mm.engine.quantize import QuantizedLinear, quantize_decoder
+from phi4mm.engine.runner import ModelRunner
 from phi4mm.errors import BatchError, Phi4MMError, PromptError
 from phi4mm.inputs.audio import load_audio, stream_audio
 from phi4mm.inputs.processor import Processor, Row
@@ -19,13 +26,6 @@ from phi4mm.inputs.prompt import speech_prompt, with_hotwords
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.pipeline import Prepare, answer_all, answer_of, sampling_of
-from phi4mm.runtime.compiled import CompiledRunners
-from phi4mm.runtime.engine import Generation, MakeRunner
-from phi4mm.runtime.fold import FoldedLinear, unfold
-from phi4mm.runtime.fold import fold as fold_adapter
-from phi4mm.runtime.pack import PackedLinear, pack_backbone
-from phi4mm.runtime.quantize import QuantizedLinear, quantize_backbone
-from phi4mm.runtime.runner import ModelRunner
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
@@ -39,7 +39,7 @@ class Phi4MM:
     """Phi-4-multimodal with its processor. Make one with ``from_pretrained``.
 
     Attributes:
-        model: the network; ``model(batch)`` gives scores [rows, tokens, vocabulary].
+        model: the network; ``model(batch)`` gives logits [rows, tokens, vocabulary].
         processor: requests to a batch; ``processor(requests)``.
     """
 
@@ -57,8 +57,8 @@ class Phi4MM:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
-        fold: str | None = None,
-        pack: bool = False,
+        merge: str | None = None,
+        prepack: bool = False,
         compile: bool = False,
         revision: str | None = None,
     ) -> Phi4MM:
@@ -71,35 +71,35 @@ class Phi4MM:
             dtype: ``"auto"`` keeps the checkpoint's own; or "float32", "bfloat16", "float16", or a torch dtype.
             quantize: "int8" or "int4" stores the decoder's linears in as many bits, on the CPU; adapters, towers,
                 projectors and embedding stay as they are. Decoding reads less; long prompts become slower.
-            fold: an adapter to fold into a copy of the decoder's weights, for a run of rows that all take it; rows of
-                other routes are still right. ``model.unfold()`` drops the copy.
-            pack: lay the decoder's linears out in the order of the CPU's kernels, in bfloat16: decoding is faster, and
-                the same to the bit.
+            merge: an adapter to merge into a copy of the decoder's weights, for a run of rows that all take it; rows of
+                other routes are still right. ``model.unmerge()`` drops the copy.
+            prepack: lay the decoder's linears out in the order of the CPU's kernels, in bfloat16: decoding is faster,
+                and the same to the bit.
             compile: compile decoding (torch.compile, with CUDA graphs on a GPU); the first steps of each size take a
-                while. It needs Triton on a GPU, a C++ compiler on a CPU, and weights neither quantised nor packed.
+                while. It needs Triton on a GPU, a C++ compiler on a CPU, and weights neither quantised nor prepacked.
             revision: branch, tag or commit of a hub id.
 
         Raises:
-            CheckpointError: the checkpoint cannot be had, or its files are wrong.
-            Phi4MMError: the device, dtype, quantisation or adapter to fold is not to be had.
+            CheckpointError: the checkpoint is not available, or its files are wrong.
+            Phi4MMError: the device, dtype, quantisation or adapter to merge is not available.
         """
-        kinds = {f"quantize={quantize!r}": quantize is not None, "pack=True": pack, "compile=True": compile}
+        kinds = {f"quantize={quantize!r}": quantize is not None, "prepack=True": prepack, "compile=True": compile}
         chosen = [kind for kind, wanted in kinds.items() if wanted]
         if len(chosen) > 1:
             raise Phi4MMError(f"{' and '.join(chosen)} do not go together; leave out all but one")
         checkpoint = load_checkpoint(source, device=_device(device), dtype=_dtype(dtype), revision=revision)
         if quantize is not None:
-            quantize_backbone(checkpoint.model, quantize)
-        if pack:
-            pack_backbone(checkpoint.model)
-        if fold is not None:
-            fold_adapter(checkpoint.model, fold)
+            quantize_decoder(checkpoint.model, quantize)
+        if prepack:
+            prepack_decoder(checkpoint.model)
+        if merge is not None:
+            merge_adapter(checkpoint.model, merge)
         make_runner = CompiledRunners() if compile else ModelRunner
         return cls(checkpoint.model, checkpoint.tokenizer_file, make_runner=make_runner)
 
-    def unfold(self) -> None:
-        """Drop what ``fold`` made; the frozen weights are bit for bit what they were."""
-        unfold(self.model)
+    def unmerge(self) -> None:
+        """Drop what ``merge`` made; the frozen weights are bit for bit what they were."""
+        unmerge(self.model)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, layout: Literal["phi4mm", "transformers"] = "phi4mm"
@@ -107,10 +107,10 @@ class Phi4MM:
         """Write the model, its adapters and tokenizer to a new folder, in our layout or in transformers'.
 
         Raises:
-            Phi4MMError: the model is quantised, folded or packed.
+            Phi4MMError: the model is quantised, merged or prepacked.
         """
-        if any(isinstance(module, QuantizedLinear | FoldedLinear | PackedLinear) for module in self.model.modules()):
-            raise Phi4MMError("only plain weights can be saved; load the model without quantize=, fold= and pack=")
+        if any(isinstance(module, QuantizedLinear | MergedLinear | PrepackedLinear) for module in self.model.modules()):
+            raise Phi4MMError("only plain weights can be saved; load the model without quantize=, merge= and prepack=")
         return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
 
     def chat(self, text: str = "", **options: Unpack[RequestOptions]) -> Reply:
@@ -276,7 +276,7 @@ def _device(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise Phi4MMError(f"device {str(name)!r} is not to be had here ({reason}); try 'auto' or 'cpu'") from error
+        raise Phi4MMError(f"device {str(name)!r} is not available here ({reason}); try 'auto' or 'cpu'") from error
     return device
 
 

@@ -35,12 +35,12 @@ def load_model(options: argparse.Namespace) -> Phi4MM:
         Phi4MMError: it cannot be loaded.
     """
     from phi4mm.api import Phi4MM
-    from phi4mm.runtime.pack import can_pack, pack_backbone
+    from phi4mm.engine.prepack import can_prepack, prepack_decoder
 
     bound_kernel_caches()
     phi4mm = Phi4MM.from_pretrained(options.model, device=options.device, dtype=options.dtype)
-    if can_pack(phi4mm.model.device, phi4mm.model.dtype):
-        pack_backbone(phi4mm.model)
+    if can_prepack(phi4mm.model.device, phi4mm.model.dtype):
+        prepack_decoder(phi4mm.model)
     return phi4mm
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from phi4mm.answer import Answer
+from phi4mm.engine.engine import PREFILL_TOKENS, Engine, MakeRunner, prompts
+from phi4mm.engine.runner import ModelRunner
+from phi4mm.engine.sampler import Sampling
 from phi4mm.errors import Phi4MMError
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.runtime.engine import PREFILL_TOKENS, Engine, MakeRunner, prompts
-from phi4mm.runtime.runner import ModelRunner
-from phi4mm.runtime.sampling import Sampling
 from phi4mm.types import Reply, Request
 
 Prepare = Callable[[], tuple[Request, Row]]
@@ -113,7 +113,7 @@ def _submit(
 
 def answer_of(request: Request, row: Row, model: Phi4MMModel, processor: Processor) -> Answer:
     """The empty answer to a request."""
-    return Answer(row, processor.tokenizer, request.stop, model.config.backbone.stop_token_ids)
+    return Answer(row, processor.tokenizer, request.stop, model.config.decoder.stop_token_ids)
 
 
 def sampling_of(request: Request, model: Phi4MMModel) -> Sampling:
@@ -125,5 +125,5 @@ def sampling_of(request: Request, model: Phi4MMModel) -> Sampling:
         top_k=request.top_k,
         repetition_penalty=request.repetition_penalty,
         seed=request.seed,
-        stop_token_ids=model.config.backbone.stop_token_ids,
+        stop_token_ids=model.config.decoder.stop_token_ids,
     )

@@ -25,7 +25,7 @@ class Request:
         history: earlier turns, each ``{"role": "user" | "assistant" | "tool", "content": text}``. User turns may place
             the request's media too.
         tools: tool definitions, each a JSON-serialisable mapping.
-        adapter: ``"auto"`` (by modality), ``None`` (the bare backbone), or an adapter's name.
+        adapter: ``"auto"`` (by modality), ``None`` (the bare decoder), or an adapter's name.
         max_new_tokens: the most tokens to generate.
         temperature: 0 for greedy decoding; otherwise what the logits are divided by.
         top_p: keep the smallest set of tokens whose probability exceeds this.

@@ -39,7 +39,7 @@ class Workers:
     Args:
         source: as for ``Phi4MM.from_pretrained``.
         processes: how many; ``None`` for one on each core.
-        **options: of ``Phi4MM.from_pretrained``: dtype, quantize, fold, pack, revision.
+        **options: of ``Phi4MM.from_pretrained``: dtype, quantize, merge, prepack, revision.
 
     Raises:
         Phi4MMError: ``processes`` is under 1, or the model cannot be loaded.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from phi4mm.model.config import AdapterConfig, BackboneConfig, Phi4MMConfig, SpeechConfig, VisionConfig
+from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 
 CONTROL_TOKENS = (
@@ -22,7 +22,7 @@ NUM_BYTES = 256
 CONTROL_IDS = {name: NUM_BYTES + index for index, name in enumerate(CONTROL_TOKENS)}
 
 TINY = Phi4MMConfig(
-    backbone=BackboneConfig(
+    decoder=DecoderConfig(
         vocab_size=272,
         hidden_size=64,
         intermediate_size=96,

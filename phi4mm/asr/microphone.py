@@ -23,7 +23,7 @@ def microphone() -> Iterator[tuple[np.ndarray, int]]:
     try:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: its PortAudio library is missing
-        raise AudioError(f"microphone: sounddevice is not to be had ({error}); pip install 'phi4mm[mic]'") from error
+        raise AudioError(f"microphone: sounddevice is not available ({error}); pip install 'phi4mm[mic]'") from error
     heard: SimpleQueue[np.ndarray] = SimpleQueue()
 
     def hear(samples: np.ndarray, num_frames: int, time: Any, status: Any) -> None:

@@ -22,7 +22,7 @@ from phi4mm.checkpoint import save_checkpoint
 from phi4mm.checkpoint.configs import read_config
 from phi4mm.checkpoint.source import locate, tokenizer_file
 from phi4mm.inputs.audio import load_audio
-from phi4mm.model.config import AdapterConfig, BackboneConfig, Phi4MMConfig, SpeechConfig, VisionConfig
+from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Request
 
@@ -50,7 +50,7 @@ class Preset:
 
 
 _SMALL = Phi4MMConfig(
-    backbone=BackboneConfig(
+    decoder=DecoderConfig(
         hidden_size=768,
         intermediate_size=2048,
         num_layers=8,
@@ -105,10 +105,10 @@ def _with_bundled_tokens(config: Phi4MMConfig) -> Phi4MMConfig:
     assert bundled.speech is not None
     return replace(
         config,
-        backbone=replace(
-            config.backbone,
-            pad_token_id=bundled.backbone.pad_token_id,
-            stop_token_ids=bundled.backbone.stop_token_ids,
+        decoder=replace(
+            config.decoder,
+            pad_token_id=bundled.decoder.pad_token_id,
+            stop_token_ids=bundled.decoder.stop_token_ids,
         ),
         vision=replace(config.vision, image_token_id=bundled.vision.image_token_id),
         speech=replace(config.speech, audio_token_id=bundled.speech.audio_token_id),

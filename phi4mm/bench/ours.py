@@ -10,14 +10,14 @@ import torch
 
 from phi4mm.api import Phi4MM
 from phi4mm.bench import cases
+from phi4mm.engine.engine import Generation
+from phi4mm.engine.merge import merge
+from phi4mm.engine.prepack import can_prepack, prepack_decoder
+from phi4mm.engine.sampler import Sampling
 from phi4mm.inputs.audio import Waveform, log_mel
 from phi4mm.inputs.image import prepare_image
 from phi4mm.model.batch import Batch
 from phi4mm.model.config import VisionConfig
-from phi4mm.runtime.engine import Generation
-from phi4mm.runtime.fold import fold
-from phi4mm.runtime.pack import can_pack, pack_backbone
-from phi4mm.runtime.sampling import Sampling
 from phi4mm.types import Request
 from phi4mm.workers import Workers
 
@@ -30,8 +30,8 @@ class Ours:
         self.folder = folder
         self.phi = Phi4MM.from_pretrained(folder, device="cpu", quantize=quantize)
         self.model = self.phi.model
-        if quantize is None and can_pack(self.model.device, self.model.dtype):
-            pack_backbone(self.model)
+        if quantize is None and can_prepack(self.model.device, self.model.dtype):
+            prepack_decoder(self.model)
 
     def feature_extraction(self) -> None:
         waveforms = [Waveform(samples, cases.SAMPLING_RATE) for samples in cases.feature_clips()]
@@ -66,7 +66,7 @@ class Ours:
             pass
 
     def asr_job(self, port_batch_size: int) -> list[str]:
-        """The clips' texts. All rows take the speech adapter: the turn that is not counted folds it into a copy of the
+        """The clips' texts. All rows take the speech adapter: the turn that is not counted merges it into a copy of the
         weights. Up to 64 rows are decoded together, however many are in the port's batch: a row is the same in any."""
         del port_batch_size
         clips = cases.job_clips(self.preset.num_clips)
@@ -79,12 +79,12 @@ class Ours:
 
     @cached_property
     def _recogniser(self) -> Phi4MM | Workers:
-        """The model with the adapter folded, or a process with it for each thread."""
+        """The model with the adapter merged, or a process with it for each thread."""
         if not self.preset.shared_out:
-            fold(self.model, "speech")
+            merge(self.model, "speech")
             return self.phi
-        pack = can_pack(self.model.device, self.model.dtype)
-        return Workers(self.folder, processes=torch.get_num_threads(), fold="speech", pack=pack)
+        prepack = can_prepack(self.model.device, self.model.dtype)
+        return Workers(self.folder, processes=torch.get_num_threads(), merge="speech", prepack=prepack)
 
     def _batch(self, kind: str, count: int = 1) -> Batch:
         return self.phi.processor(cases.requests_of(kind, self.model.config, count))

@@ -47,8 +47,8 @@ class Theirs:
         self.port.load_adapter(folder / "speech-lora", adapter_name="speech")
         self.port.eval().requires_grad_(False)
         self.causal_lm: Any = self.port.base_model.model  # with peft's layers in it
-        base.generation_config.pad_token_id = self.config.backbone.pad_token_id
-        base.generation_config.eos_token_id = list(self.config.backbone.stop_token_ids)
+        base.generation_config.pad_token_id = self.config.decoder.pad_token_id
+        base.generation_config.eos_token_id = list(self.config.decoder.stop_token_ids)
         self.dtype = base.dtype
         self.extractor = Phi4MultimodalFeatureExtractor()
 
@@ -65,7 +65,7 @@ class Theirs:
         place = torch.tensor([row.token_ids])
         self.causal_lm.model.embed_tokens_extend.audio_embed(
             place,
-            torch.zeros(*place.shape, self.config.backbone.hidden_size, dtype=self.dtype),
+            torch.zeros(*place.shape, self.config.decoder.hidden_size, dtype=self.dtype),
             audio_input_features=inputs["audio_input_features"],
             audio_embed_sizes=inputs["audio_embed_sizes"],
             audio_attention_mask=inputs["audio_attention_mask"],
@@ -79,7 +79,7 @@ class Theirs:
         place = torch.tensor([row.token_ids])
         self.causal_lm.model.embed_tokens_extend.image_embed(
             place,
-            torch.zeros(*place.shape, self.config.backbone.hidden_size, dtype=self.dtype),
+            torch.zeros(*place.shape, self.config.decoder.hidden_size, dtype=self.dtype),
             image_pixel_values=inputs["image_pixel_values"],
             image_sizes=inputs["image_sizes"],
             image_attention_mask=inputs["image_attention_mask"],
@@ -116,7 +116,7 @@ class Theirs:
         features = self.extractor(list(clips), sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
         sizes = features["audio_embed_sizes"]
         assert self.config.speech is not None
-        audio, pad = self.config.speech.audio_token_id, self.config.backbone.pad_token_id
+        audio, pad = self.config.speech.audio_token_id, self.config.decoder.pad_token_id
         before, after = self._prompt_around_audio
         rows = [torch.tensor([*before, *[audio] * size, *after]) for size in sizes.tolist()]
         inputs = {
@@ -140,7 +140,7 @@ class Theirs:
         return row.token_ids[:first], row.token_ids[first + count :]
 
     def _text(self, tokens: Sequence[int]) -> str:
-        stop = {*self.config.backbone.stop_token_ids, self.config.backbone.pad_token_id}
+        stop = {*self.config.decoder.stop_token_ids, self.config.decoder.pad_token_id}
         return self.processor.tokenizer.decode([token for token in tokens if token not in stop])
 
     def _rows(self, kind: str) -> list[Row]:
@@ -149,7 +149,7 @@ class Theirs:
     def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The arguments of the port's ``forward`` for rows of one kind, padded at the start."""
         longest = max(len(row.token_ids) for row in rows)
-        pad = self.config.backbone.pad_token_id
+        pad = self.config.decoder.pad_token_id
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor([[pad] * (longest - len(row.token_ids)) + list(row.token_ids) for row in rows]),
             "attention_mask": torch.tensor(

@@ -11,14 +11,14 @@ from phi4mm.checkpoint.names import Layout
 from phi4mm.checkpoint.settings import Settings, distinct
 from phi4mm.checkpoint.source import read_json
 from phi4mm.errors import CheckpointError
-from phi4mm.model.config import AdapterConfig, BackboneConfig, Phi4MMConfig, SpeechConfig, VisionConfig
+from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
 from phi4mm.model.rope import rotary_scale
 
 FORMAT_VERSION = 1
 _LAYOUTS: dict[str, Layout] = {"phi4mm": "microsoft", "phi4_multimodal": "transformers", "phi3": "phi3"}
 _END_OF_TURN = 200020  # "<|end|>": Microsoft's code stops there, whatever config.json says
 
-_BACKBONE_ACCEPTED: dict[str, tuple[object, ...]] = {
+_DECODER_ACCEPTED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
@@ -79,25 +79,26 @@ def read_config(folder: Path) -> tuple[Layout, Phi4MMConfig]:
     generation = folder / "generation_config.json"
     stops = Settings(read_json(generation), str(generation)).ids("eos_token_id") if generation.is_file() else ()
     try:
-        backbone = _backbone(settings, stops, layout)
+        decoder = _decoder(settings, stops, layout)
         if layout == "phi3":
-            return layout, Phi4MMConfig(backbone=backbone, vision=None, speech=None, adapters=())
+            return layout, Phi4MMConfig(decoder=decoder, vision=None, speech=None, adapters=())
         vision, speech = (_microsoft if layout == "microsoft" else _transformers)(settings, _max_crops(folder))
     except CheckpointError:
         raise
     except ValueError as error:  # from the configuration classes, which know their sizes but not the file
         raise CheckpointError(f"{path}: {error}; use the configuration that belongs to the weights") from error
     adapters = _microsoft_adapters(settings) if layout == "microsoft" else ()
-    return layout, Phi4MMConfig(backbone=backbone, vision=vision, speech=speech, adapters=adapters)
+    return layout, Phi4MMConfig(decoder=decoder, vision=vision, speech=speech, adapters=adapters)
 
 
 def own_config(config: Phi4MMConfig) -> dict[str, Any]:
     """The ``config.json`` of our own layout."""
-    return {"format": "phi4mm", "format_version": FORMAT_VERSION, **config.to_dict()}
+    values = config.to_dict()
+    return {"format": "phi4mm", "format_version": FORMAT_VERSION, "backbone": values.pop("decoder"), **values}
 
 
 def _own(values: dict[str, Any], name: str) -> Phi4MMConfig:
-    parts = {"backbone": BackboneConfig, "vision": VisionConfig, "speech": SpeechConfig}
+    parts = {"backbone": DecoderConfig, "vision": VisionConfig, "speech": SpeechConfig}
     problems = [f"{key} is missing" for key in (*parts, "adapters") if key not in values]
     for key, kind in parts.items():
         if values.get(key) is not None:
@@ -107,7 +108,7 @@ def _own(values: dict[str, Any], name: str) -> Phi4MMConfig:
     if problems:
         raise CheckpointError(f"{name}: {'; '.join(problems)}; save the checkpoint again with this version of phi4mm")
     try:
-        return Phi4MMConfig.from_dict(values)
+        return Phi4MMConfig.from_dict({**values, "decoder": values["backbone"]})
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{name}: {error}; save the checkpoint again") from error
 
@@ -128,7 +129,7 @@ def _field_problems(key: str, kind: type, values: object) -> list[str]:
     return [f"{key}.{name} is missing" for name in missing] + [f"{key}.{name} is unknown" for name in unknown]
 
 
-def _backbone(settings: Settings, stops: tuple[int, ...], layout: Layout) -> BackboneConfig:
+def _decoder(settings: Settings, stops: tuple[int, ...], layout: Layout) -> DecoderConfig:
     """The decoder; the three foreign layouts share its keys, and the defaults of transformers' classes."""
     settings.require(
         "vocab_size",
@@ -138,7 +139,7 @@ def _backbone(settings: Settings, stops: tuple[int, ...], layout: Layout) -> Bac
         "num_attention_heads",
         "max_position_embeddings",
     )
-    settings.expect_each(_BACKBONE_ACCEPTED)
+    settings.expect_each(_DECODER_ACCEPTED)
     hidden_size, num_heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     settings.expect("head_dim", hidden_size // num_heads)
     max_positions = settings.integer("max_position_embeddings")
@@ -159,7 +160,7 @@ def _backbone(settings: Settings, stops: tuple[int, ...], layout: Layout) -> Bac
     end = settings.ids("eos_token_id")
     stop_token_ids = distinct((*end, *stops, *((_END_OF_TURN,) if layout == "microsoft" else ())))
     pad_token_id = settings.integer("pad_token_id", (*stop_token_ids, 0)[0], least=0)
-    config = BackboneConfig(
+    config = DecoderConfig(
         vocab_size=settings.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=settings.integer("intermediate_size"),

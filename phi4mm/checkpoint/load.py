@@ -27,7 +27,7 @@ from phi4mm.checkpoint.peft_folder import check_adapter_config, open_adapter, re
 from phi4mm.checkpoint.source import Source, locate, tokenizer_file
 from phi4mm.checkpoint.tensors import TensorFiles, find_shards
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.mixture import adapter_spans
+from phi4mm.model.lora import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 
 
@@ -82,7 +82,7 @@ def load_checkpoint(
     adapters = {name: open_adapter(folder) for name, folder in folders.items()}
     _check(model, layout, weights, adapters)
 
-    dtype = dtype or weights.dtype(stored_name("backbone.embed_tokens.weight", layout))
+    dtype = dtype or weights.dtype(stored_name("decoder.embed_tokens.weight", layout))
     state = {
         name: _lora(name, tensor, config, layout, weights, adapters, device, dtype)
         if is_lora(name)
@@ -140,7 +140,7 @@ def _check(model: Phi4MMModel, layout: Layout, weights: TensorFiles, adapters: d
     if layout != "phi4mm":
         ignored |= {name for name in weights.shapes if is_rotary_table(name)}
         ignored |= unused_vision_tensors(model.config).keys()
-        ignored |= {"lm_head.weight"} if model.config.backbone.tie_embeddings else set()
+        ignored |= {"lm_head.weight"} if model.config.decoder.tie_embeddings else set()
     for adapter in model.config.adapters:
         parts = {
             _lora_name(name, adapter.name, layout): (adapter.rank, shape[1])

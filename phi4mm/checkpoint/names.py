@@ -1,6 +1,7 @@
 """What each tensor of the model is called, and how it is shaped, in the layouts of transformers and of Microsoft.
 
-Our own layout uses the names and shapes of the model's ``state_dict``, except that adapters lie in PEFT folders.
+Our own layout uses the names and shapes of the model's ``state_dict``, except that the decoder is called "backbone" and
+that adapters lie in PEFT folders.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ _ENCODER = f"{_AUDIO}.encoder"
 
 # Ours -> transformers. "{}" stands for a layer; a name without its ".weight" or ".bias" stands for both.
 _TRANSFORMERS = {
-    "backbone.embed_tokens": "model.embed_tokens",
-    "backbone.layers.{}.input_norm": "model.layers.{}.input_layernorm",
-    "backbone.layers.{}.attention.qkv_proj": "model.layers.{}.self_attn.qkv_proj",
-    "backbone.layers.{}.attention.o_proj": "model.layers.{}.self_attn.o_proj",
-    "backbone.layers.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
-    "backbone.layers.{}.mlp.gate_up_proj": "model.layers.{}.mlp.gate_up_proj",
-    "backbone.layers.{}.mlp.down_proj": "model.layers.{}.mlp.down_proj",
-    "backbone.norm": "model.norm",
-    "backbone.head": "lm_head",
+    "decoder.embed_tokens": "model.embed_tokens",
+    "decoder.layers.{}.input_norm": "model.layers.{}.input_layernorm",
+    "decoder.layers.{}.attention.qkv_proj": "model.layers.{}.self_attn.qkv_proj",
+    "decoder.layers.{}.attention.o_proj": "model.layers.{}.self_attn.o_proj",
+    "decoder.layers.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+    "decoder.layers.{}.mlp.gate_up_proj": "model.layers.{}.mlp.gate_up_proj",
+    "decoder.layers.{}.mlp.down_proj": "model.layers.{}.mlp.down_proj",
+    "decoder.norm": "model.norm",
+    "decoder.head": "lm_head",
     "vision.row_separator": f"{_IMAGE}.sub_img_feature_extensor",
     "vision.view_separator": f"{_IMAGE}.global_img_feature_extensor",
     "vision.projector.up_proj": f"{_IMAGE}.img_projection_up",
@@ -74,10 +75,10 @@ _TRANSFORMERS = {
 
 # Ours -> Microsoft, where that differs from transformers.
 _MICROSOFT = _TRANSFORMERS | {
-    "backbone.layers.{}.attention.qkv_proj": "model.layers.{}.self_attn.qkv_proj.base_layer",
-    "backbone.layers.{}.attention.o_proj": "model.layers.{}.self_attn.o_proj.base_layer",
-    "backbone.layers.{}.mlp.gate_up_proj": "model.layers.{}.mlp.gate_up_proj.base_layer",
-    "backbone.layers.{}.mlp.down_proj": "model.layers.{}.mlp.down_proj.base_layer",
+    "decoder.layers.{}.attention.qkv_proj": "model.layers.{}.self_attn.qkv_proj.base_layer",
+    "decoder.layers.{}.attention.o_proj": "model.layers.{}.self_attn.o_proj.base_layer",
+    "decoder.layers.{}.mlp.gate_up_proj": "model.layers.{}.mlp.gate_up_proj.base_layer",
+    "decoder.layers.{}.mlp.down_proj": "model.layers.{}.mlp.down_proj.base_layer",
     "vision.row_separator": f"{_IMAGE}.sub_GN",
     "vision.view_separator": f"{_IMAGE}.glb_GN",
     "vision.projector.up_proj": f"{_IMAGE}.img_projection.0",
@@ -117,7 +118,7 @@ _ROTARY = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 def stored_name(name: str, layout: Layout) -> str:
     """What the tensor ``name`` of our ``state_dict`` is called in ``layout``."""
     if layout == "phi4mm":
-        return name
+        return re.sub(r"^decoder\.", "backbone.", name)  # format 1 calls it so
     table = _MICROSOFT if layout == "microsoft" else _TRANSFORMERS
     name = _STAGE.sub(_convolution_number, name)
     numbers = _NUMBER.findall(name)

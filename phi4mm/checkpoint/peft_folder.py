@@ -16,7 +16,7 @@ from phi4mm.checkpoint.source import read_json
 from phi4mm.checkpoint.tensors import TensorFiles, find_shards
 from phi4mm.errors import CheckpointError
 from phi4mm.model.config import AdapterConfig
-from phi4mm.model.mixture import adapter_spans
+from phi4mm.model.lora import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 
 # A pattern, not a list: the speech tower of transformers' model has projections of the same names.

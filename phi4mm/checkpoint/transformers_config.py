@@ -14,7 +14,7 @@ def transformers_config(config: Phi4MMConfig, dtype: str) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot describe this model.
     """
-    backbone, vision, speech = config.backbone, config.vision, config.speech
+    decoder, vision, speech = config.decoder, config.vision, config.speech
     if vision is None or speech is None:
         raise CheckpointError(
             "the transformers layout needs a vision and a speech tower, and this model lacks one; save it as layout="
@@ -26,34 +26,34 @@ def transformers_config(config: Phi4MMConfig, dtype: str) -> dict[str, Any]:
             f'{speech.window_tokens}; save the model as layout="phi4mm"'
         )
     rope: dict[str, Any] = {"rope_type": "default"}
-    if backbone.long_factor:
+    if decoder.long_factor:
         rope = {
             "rope_type": "longrope",
-            "short_factor": list(backbone.short_factor or (1.0,) * len(backbone.long_factor)),
-            "long_factor": list(backbone.long_factor),
-            "original_max_position_embeddings": backbone.original_max_positions,
+            "short_factor": list(decoder.short_factor or (1.0,) * len(decoder.long_factor)),
+            "long_factor": list(decoder.long_factor),
+            "original_max_position_embeddings": decoder.original_max_positions,
         }
-    rope |= {"rope_theta": backbone.rope_theta, "partial_rotary_factor": backbone.partial_rotary_factor}
+    rope |= {"rope_theta": decoder.rope_theta, "partial_rotary_factor": decoder.partial_rotary_factor}
     return {
         "architectures": ["Phi4MultimodalForCausalLM"],
         "model_type": "phi4_multimodal",
         "dtype": dtype,
-        "vocab_size": backbone.vocab_size,
-        "hidden_size": backbone.hidden_size,
-        "intermediate_size": backbone.intermediate_size,
-        "num_hidden_layers": backbone.num_layers,
-        "num_attention_heads": backbone.num_heads,
-        "num_key_value_heads": backbone.num_kv_heads,
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "num_hidden_layers": decoder.num_layers,
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.num_kv_heads,
         "hidden_act": "silu",
-        "rms_norm_eps": backbone.norm_eps,
-        "max_position_embeddings": backbone.max_positions,
-        "original_max_position_embeddings": backbone.original_max_positions,
+        "rms_norm_eps": decoder.norm_eps,
+        "max_position_embeddings": decoder.max_positions,
+        "original_max_position_embeddings": decoder.original_max_positions,
         "rope_parameters": rope,
-        "sliding_window": backbone.sliding_window,
-        "tie_word_embeddings": backbone.tie_embeddings,
-        "pad_token_id": backbone.pad_token_id,
-        "bos_token_id": backbone.pad_token_id,
-        "eos_token_id": list(backbone.stop_token_ids),
+        "sliding_window": decoder.sliding_window,
+        "tie_word_embeddings": decoder.tie_embeddings,
+        "pad_token_id": decoder.pad_token_id,
+        "bos_token_id": decoder.pad_token_id,
+        "eos_token_id": list(decoder.stop_token_ids),
         "vision_config": {
             "model_type": "phi4_multimodal_vision",
             "image_token_id": vision.image_token_id,

@@ -111,7 +111,7 @@ class Processor:
                 clips.append(log_mel(waveform, num_mels=self.config.speech.num_mels))
                 token_ids += [self.config.speech.audio_token_id] * self.config.speech.num_tokens(len(clips[-1]))
 
-        room = self.config.backbone.max_positions
+        room = self.config.decoder.max_positions
         if len(token_ids) >= room:
             raise PromptError(f"the prompt is {len(token_ids)} tokens long; this model holds {room}: shorten it")
         return Row(tuple(token_ids), route, tuple(images), tuple(clips))
@@ -122,7 +122,7 @@ class Processor:
         images = [image for row in rows for image in row.images]
         clips = [clip for row in rows for clip in row.clips]
         return Batch(
-            token_ids=pad_sequence(token_ids, batch_first=True, padding_value=self.config.backbone.pad_token_id),
+            token_ids=pad_sequence(token_ids, batch_first=True, padding_value=self.config.decoder.pad_token_id),
             lengths=torch.tensor([len(ids) for ids in token_ids]),
             routes=tuple(row.route for row in rows),
             images=ImageBatch(

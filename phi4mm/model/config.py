@@ -19,7 +19,7 @@ _LONG_FACTOR = (
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class DecoderConfig:
     """The Phi-4-mini decoder.
 
     ``short_factor`` and ``long_factor`` hold one LongRoPE factor per rotated pair; both empty means plain RoPE.
@@ -165,7 +165,7 @@ SPEECH_ADAPTER = AdapterConfig("speech", rank=320, alpha=640.0, dropout=0.01)
 class Phi4MMConfig:
     """The whole model. ``vision`` or ``speech`` is ``None`` where a checkpoint has no such tower."""
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     vision: VisionConfig | None = field(default_factory=VisionConfig)
     speech: SpeechConfig | None = field(default_factory=SpeechConfig)
     adapters: tuple[AdapterConfig, ...] = (VISION_ADAPTER, SPEECH_ADAPTER)
@@ -177,7 +177,7 @@ class Phi4MMConfig:
     def from_dict(cls, values: dict[str, Any]) -> Phi4MMConfig:
         """The inverse of ``to_dict``; lists become tuples."""
         return cls(
-            backbone=BackboneConfig(**_tuples(values["backbone"])),
+            decoder=DecoderConfig(**_tuples(values["decoder"])),
             vision=VisionConfig(**_tuples(values["vision"])) if values.get("vision") else None,
             speech=SpeechConfig(**_tuples(values["speech"])) if values.get("speech") else None,
             adapters=tuple(AdapterConfig(**adapter) for adapter in values.get("adapters", ())),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from phi4mm.model.backbone import Backbone
 from phi4mm.model.batch import Batch
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.mixture import Gate, make_gate
+from phi4mm.model.decoder import Decoder
+from phi4mm.model.lora import Gate, make_gate
 from phi4mm.model.router import Route, Router
 from phi4mm.model.speech import Speech
 from phi4mm.model.vision import Vision
@@ -25,19 +25,19 @@ class Phi4MMModel(nn.Module):
         super().__init__()
         self.config = config
         total_rank = sum(adapter.rank for adapter in config.adapters)
-        decoder_size = config.backbone.hidden_size
-        self.backbone = Backbone(config.backbone, total_rank)
+        decoder_size = config.decoder.hidden_size
+        self.decoder = Decoder(config.decoder, total_rank)
         self.vision = Vision(config.vision, decoder_size) if config.vision else None
         self.speech = Speech(config.speech, decoder_size) if config.speech else None
         self.router = Router(adapter.name for adapter in config.adapters)
 
     @property
     def device(self) -> torch.device:
-        return self.backbone.embed_tokens.weight.device
+        return self.decoder.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.backbone.embed_tokens.weight.dtype
+        return self.decoder.embed_tokens.weight.dtype
 
     def gate(self, routes: tuple[Route, ...]) -> Gate | None:
         """How the adapters count in rows with these routes."""
@@ -45,11 +45,11 @@ class Phi4MMModel(nn.Module):
 
     def long_rows(self, lengths: Tensor) -> Tensor:
         """Which rows of these lengths take the long rope factors: bool [rows]."""
-        return lengths > self.config.backbone.original_max_positions
+        return lengths > self.config.decoder.original_max_positions
 
     def embed(self, batch: Batch) -> Tensor:
         """Token embeddings with those of images and audio in their places: [rows, tokens, hidden]."""
-        embeddings = self.backbone.embed_tokens(batch.token_ids)
+        embeddings = self.decoder.embed_tokens(batch.token_ids)
         if batch.images is not None:
             assert self.vision is not None, "a batch with images needs a vision tower"
             images = batch.images
@@ -65,14 +65,12 @@ class Phi4MMModel(nn.Module):
         return embeddings
 
     def forward(self, batch: Batch) -> Tensor:
-        """Scores of every position: [rows, tokens, vocabulary]. What stands past a row's length is meaningless."""
+        """Logits of every position: [rows, tokens, vocabulary]. What stands past a row's length is meaningless."""
         batch = batch.to(self.device)
         num_rows, num_tokens = batch.token_ids.shape
         positions = torch.arange(num_tokens, device=self.device).expand(num_rows, -1)
-        hidden = self.backbone(
-            self.embed(batch), positions, self.long_rows(batch.lengths), gate=self.gate(batch.routes)
-        )
-        return self.backbone.logits(hidden)
+        hidden = self.decoder(self.embed(batch), positions, self.long_rows(batch.lengths), gate=self.gate(batch.routes))
+        return self.decoder.logits(hidden)
 
 
 def _place(embeddings: Tensor, places: Tensor, values: list[Tensor]) -> Tensor:

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from phi4mm.model.config import BackboneConfig
+from phi4mm.model.config import DecoderConfig
 
 
-def inverse_frequencies(config: BackboneConfig, device: torch.device) -> Tensor:
+def inverse_frequencies(config: DecoderConfig, device: torch.device) -> Tensor:
     """Radians per position of each rotated pair, with the short factors and with the long ones: [2, pairs], float32."""
     exponents = torch.arange(0, config.rotary_size, 2, device=device).float() / config.rotary_size
     frequencies = config.rope_theta**exponents
@@ -20,12 +20,12 @@ def inverse_frequencies(config: BackboneConfig, device: torch.device) -> Tensor:
 
 
 def rotary_tables(
-    config: BackboneConfig, positions: Tensor, long_rows: Tensor, frequencies: Tensor | None = None
+    config: DecoderConfig, positions: Tensor, long_rows: Tensor, frequencies: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The cosines and sines that rotate queries and keys, in float32.
 
     Args:
-        config: the backbone's sizes and factors.
+        config: the decoder's sizes and factors.
         positions: token positions [rows, tokens].
         long_rows: bool [rows]; true where the row's length exceeds ``original_max_positions`` and so takes the long
             factors.
@@ -44,7 +44,7 @@ def rotary_tables(
     return angles.cos() * scale, angles.sin() * scale
 
 
-def rotary_scale(config: BackboneConfig) -> float:
+def rotary_scale(config: DecoderConfig) -> float:
     """The attention scale of LongRoPE; 1 where the factors or a longer range are absent."""
     stretch = config.max_positions / config.original_max_positions
     if not config.long_factor or stretch <= 1.0:

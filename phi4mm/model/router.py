@@ -26,7 +26,7 @@ class Modality(StrEnum):
 
 @dataclass(frozen=True)
 class Route:
-    """Where a row goes: the LoRA adapter (``None``: the bare backbone) and the projector of its audio."""
+    """Where a row goes: the LoRA adapter (``None``: the bare decoder) and the projector of its audio."""
 
     adapter: str | None = None
     audio_projector: str | None = None

@@ -1,4 +1,4 @@
-"""Train the bundled checkpoint: a text backbone, then frozen; a speech tower, projector and adapter; a vision tower,
+"""Train the bundled checkpoint: a text decoder, then frozen; a speech tower, projector and adapter; a vision tower,
 projector and adapter; the projector for questions asked aloud about pictures. A run that was stopped goes on where it
 was."""
 

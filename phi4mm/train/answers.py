@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
-from phi4mm.train.backbone import IGNORED
+from phi4mm.train.decoder import IGNORED
 from phi4mm.train.text import SILENCE
 
 
@@ -63,15 +63,15 @@ def word_embeddings(model: Phi4MMModel, tokenizer: Tokenizer, vocabulary: Sequen
     """What a projector is to say where a classifier says nothing (its class 0) or a word: [1 + words, hidden]."""
     names = [SILENCE, *(f" {word}" for word in vocabulary)]
     first_tokens = torch.tensor([tokenizer.encode(name)[0] for name in names], device=model.device)
-    return model.backbone.embed_tokens.weight.detach()[first_tokens].float()
+    return model.decoder.embed_tokens.weight.detach()[first_tokens].float()
 
 
 def answer_loss(model: Phi4MMModel, embeddings: Tensor, answers: Answers, route: Route) -> Tensor:
     """Cross-entropy of the answers' tokens, from embeddings [rows, tokens, hidden] of rows with one route."""
     num_rows, num_tokens = answers.token_ids.shape
     positions = torch.arange(num_tokens, device=model.device).expand(num_rows, -1)
-    hidden = model.backbone(
+    hidden = model.decoder(
         embeddings, positions, model.long_rows(answers.lengths), gate=model.gate((route,) * num_rows)
     )
     counted = answers.targets != IGNORED
-    return F.cross_entropy(model.backbone.logits(hidden[counted]).float(), answers.targets[counted])
+    return F.cross_entropy(model.decoder.logits(hidden[counted]).float(), answers.targets[counted])

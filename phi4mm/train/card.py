@@ -56,28 +56,28 @@ def write_cards(
     config: Phi4MMConfig,
     figures: Sequence[Figure],
     voices: Sequence[str],
-    backbone: str,
+    decoder_hash: str,
     note: str = "",
 ) -> None:
     """Write ``assets/README.md`` and ``adapters/{speech,vision}/README.md``.
 
     Args:
         voices: the synthetic voices that were trained on.
-        backbone: sha256 of the frozen backbone's tensors.
+        decoder_hash: sha256 of the frozen decoder's tensors.
         note: what else is to be known of this run.
     """
-    _write(out / "assets" / "README.md", _checkpoint_card(config, figures, voices, backbone, note))
-    _write(out / "adapters" / "speech" / "README.md", _speech_card(config, figures, backbone))
-    _write(out / "adapters" / "vision" / "README.md", _vision_card(config, figures, backbone))
+    _write(out / "assets" / "README.md", _checkpoint_card(config, figures, voices, decoder_hash, note))
+    _write(out / "adapters" / "speech" / "README.md", _speech_card(config, figures, decoder_hash))
+    _write(out / "adapters" / "vision" / "README.md", _vision_card(config, figures, decoder_hash))
 
 
 def _checkpoint_card(
-    config: Phi4MMConfig, figures: Sequence[Figure], voices: Sequence[str], backbone: str, note: str
+    config: Phi4MMConfig, figures: Sequence[Figure], voices: Sequence[str], decoder_hash: str, note: str
 ) -> str:
     with torch.device("meta"):
         model = Phi4MMModel(config)
     total = sum(parameter.numel() for parameter in model.parameters())
-    decoder, speech, vision = config.backbone, config.speech, config.vision
+    decoder, speech, vision = config.decoder, config.speech, config.vision
     assert speech is not None
     assert vision is not None
     return f"""\
@@ -134,7 +134,7 @@ The same with each row's adapter switched off, and with the other modality's ada
 ## How it was made
 
 1. A byte-level BPE tokenizer of {decoder.vocab_size} entries; every word of the vocabulary is one token.
-2. The text backbone, on chat-formatted text: small questions, plain English, and turns in which words are stretched out
+2. The text decoder, on chat-formatted text: small questions, plain English, and turns in which words are stretched out
    as a tower hears or sees them. Then rounded to bfloat16 and frozen.
 3. The speech tower: single digits first, then CTC on numbers, then on everything; log-mels augmented in pace, pitch,
    voice-tract length, trimming, room, channel, noise, loudness, and as expanders and noise suppression change speech.
@@ -143,15 +143,15 @@ The same with each row's adapter switched off, and with the other modality's ada
    with single numbers of all speakers at 8 kHz among them; and beside them on ordinary read speech, of which a second
    classifier names pieces of words. Then its matrices are rounded to 8 bits (float8_e4m3).
 4. With the tower frozen, the audio projector, taught to say in embeddings what CTC heard; then projector and speech
-   adapter through the frozen backbone, on the answers, while the projector keeps to what it was taught.
+   adapter through the frozen decoder, on the answers, while the projector keeps to what it was taught.
 5. The vision tower, on drawn pictures of which it is known where everything is: each patch names the shape or character
    whose centre it holds, and each averaged token the word that it is to say; then its projector in the same way as for
    speech; then tower, projector and vision adapter on the answers, a share of the questions as a stand-in for speech.
 6. The projector of audio beside a picture, in the same way, on spoken questions; all else frozen.
 
-sha256 of the frozen backbone's tensors (`phi4mm/train/fingerprint.py`), the same after every stage:
+sha256 of the frozen decoder's tensors (`phi4mm/train/fingerprint.py`), the same after every stage:
 
-    {backbone}
+    {decoder_hash}
 
 To do it again:
 
@@ -174,14 +174,14 @@ the recipe drew; their texts are in `samples/manifest.jsonl`, the pictures' ques
 """
 
 
-def _speech_card(config: Phi4MMConfig, figures: Sequence[Figure], backbone: str) -> str:
+def _speech_card(config: Phi4MMConfig, figures: Sequence[Figure], decoder_hash: str) -> str:
     adapter = next(adapter for adapter in config.adapters if adapter.name == "speech")
     return f"""\
 # Speech adapter
 
 A LoRA adapter (rank {adapter.rank}, alpha {adapter.alpha:g}) on `qkv_proj`, `o_proj`, `gate_up_proj` and `down_proj` of
 every layer of the bundled checkpoint's decoder, for rows with audio. Trained, with the audio projector, on FSDD, AN4
-and synthetic speech, through the frozen backbone (sha256 of its tensors, before and after: `{backbone}`).
+and synthetic speech, through the frozen decoder (sha256 of its tensors, before and after: `{decoder_hash}`).
 Data, licences, recipe and limits: [the checkpoint's card](../../assets/README.md).
 
 Word error rates on held-out speakers:
@@ -194,15 +194,15 @@ Measured by `{MEASURE}`.
 """
 
 
-def _vision_card(config: Phi4MMConfig, figures: Sequence[Figure], backbone: str) -> str:
+def _vision_card(config: Phi4MMConfig, figures: Sequence[Figure], decoder_hash: str) -> str:
     adapter = next(adapter for adapter in config.adapters if adapter.name == "vision")
     return f"""\
 # Vision adapter
 
 A LoRA adapter (rank {adapter.rank}, alpha {adapter.alpha:g}) on `qkv_proj`, `o_proj`, `gate_up_proj` and `down_proj` of
 every layer of the bundled checkpoint's decoder, for rows with images. Trained, with the vision tower and the image
-projector, on easy-VQA and drawn pictures, through the frozen backbone (sha256 of its tensors, before and after:
-`{backbone}`). Data, licences, recipe and limits:
+projector, on easy-VQA and drawn pictures, through the frozen decoder (sha256 of its tensors, before and after:
+`{decoder_hash}`). Data, licences, recipe and limits:
 [the checkpoint's card](../../assets/README.md).
 
 Right answers about held-out pictures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from phi4mm.inputs.tokenizer import Tokenizer
-from phi4mm.model.config import AdapterConfig, BackboneConfig, Phi4MMConfig, SpeechConfig, VisionConfig
+from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
 from phi4mm.train.tokenizer import AUDIO_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD_TOKEN
 
 MAX_CROPS = 4  # as many as the recipe's pictures have: larger ones are scaled down to what was trained on
@@ -12,10 +12,10 @@ NUM_ROTATED_PAIRS = 12  # of a head of 32, three quarters rotated
 
 def small_config(tokenizer: Tokenizer) -> Phi4MMConfig:
     """About 6 million parameters; the LongRoPE factors are every fourth of the reference's."""
-    long_factor = BackboneConfig().long_factor[3::4]
+    long_factor = DecoderConfig().long_factor[3::4]
     pad = tokenizer.control(PAD_TOKEN)
     return Phi4MMConfig(
-        backbone=BackboneConfig(
+        decoder=DecoderConfig(
             vocab_size=tokenizer.vocab_size,
             hidden_size=192,
             intermediate_size=512,

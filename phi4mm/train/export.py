@@ -13,10 +13,10 @@ from torch import Tensor
 from phi4mm.checkpoint import save_checkpoint
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.mixture import adapter_spans
+from phi4mm.model.lora import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.files import replaced
-from phi4mm.train.fingerprint import backbone_tensors, fingerprint
+from phi4mm.train.fingerprint import decoder_tensors, fingerprint
 
 FLOAT8 = torch.float8_e4m3fn
 SHIPPED = ("config.json", "model.safetensors", "tokenizer.json")
@@ -30,13 +30,13 @@ class Part:
     adapter: str | None = None
 
 
-def assemble(config: Phi4MMConfig, backbone: Mapping[str, Tensor], *parts: Part) -> Phi4MMModel:
-    """A float32 model of the frozen backbone and what was trained; the rest is at its initial values."""
+def assemble(config: Phi4MMConfig, decoder: Mapping[str, Tensor], *parts: Part) -> Phi4MMModel:
+    """A float32 model of the frozen decoder and what was trained; the rest is at its initial values."""
     torch.manual_seed(0)
     model = Phi4MMModel(config)
-    missing = model.backbone.load_state_dict(dict(backbone), strict=False).missing_keys
+    missing = model.decoder.load_state_dict(dict(decoder), strict=False).missing_keys
     if any(not is_lora(name) for name in missing):
-        raise ValueError(f"the backbone lacks {missing}")
+        raise ValueError(f"the decoder lacks {missing}")
     for part in parts:
         _put(model, part)
     return model
@@ -71,17 +71,17 @@ def _put(model: Phi4MMModel, part: Part) -> None:
         target.copy_(source)
 
 
-def export(model: Phi4MMModel, tokenizer_file: Path, folder: Path, *, expected_backbone: str) -> None:
+def export(model: Phi4MMModel, tokenizer_file: Path, folder: Path, *, expected_decoder: str) -> None:
     """Save as a checkpoint folder: the speech tower's matrices in 8 bits, to which its stage rounded them; all else in
     bfloat16.
 
     Raises:
-        ValueError: the backbone is not, byte for byte, the one that was frozen.
+        ValueError: the decoder is not, byte for byte, the one that was frozen.
     """
     model.to(torch.bfloat16)
-    found = fingerprint(backbone_tensors(model.backbone))
-    if found != expected_backbone:
-        raise ValueError(f"the backbone's sha256 is {found}, was {expected_backbone} when it was frozen")
+    found = fingerprint(decoder_tensors(model.decoder))
+    if found != expected_decoder:
+        raise ValueError(f"the decoder's sha256 is {found}, was {expected_decoder} when it was frozen")
     assert model.speech is not None
     model.speech.tower.load_state_dict(in_float8(model.speech.tower.state_dict()), assign=True)
     if folder.exists():

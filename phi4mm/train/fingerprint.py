@@ -1,4 +1,4 @@
-"""A hash of the frozen backbone: equal before and after an adapter's training, and checked by a test."""
+"""A hash of the frozen decoder: equal before and after an adapter's training, and checked by a test."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def backbone_tensors(backbone: nn.Module) -> dict[str, Tensor]:
+def decoder_tensors(decoder: nn.Module) -> dict[str, Tensor]:
     """The tensors of a decoder without its adapters, as the checkpoint stores them: bfloat16."""
-    return {name: tensor.to(torch.bfloat16) for name, tensor in backbone.state_dict().items() if not is_lora(name)}
+    return {name: tensor.to(torch.bfloat16) for name, tensor in decoder.state_dict().items() if not is_lora(name)}

@@ -1,8 +1,8 @@
-"""Stage: the vision tower learns to name what it sees, and its projector to say so in the backbone's embeddings.
+"""Stage: the vision tower learns to name what it sees, and its projector to say so in the decoder's embeddings.
 
 The recipe draws most pictures itself and knows where everything is: each patch names what has its centre there (a
 shape, a character), or nothing. That counts shapes and spells texts. Beside it each averaged token of the global view
-learns what it is to say to the backbone: where a shape's centre is, its colour and shape; of a printed text, each row
+learns what it is to say to the decoder: where a shape's centre is, its colour and shape; of a printed text, each row
 of tokens one word, in reading order. The classifiers are thrown away.
 """
 

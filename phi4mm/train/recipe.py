@@ -79,8 +79,8 @@ class Recipe:
         return self.work / "tokenizer.json"
 
     @property
-    def backbone_file(self) -> Path:
-        return self.work / "backbone.safetensors"
+    def decoder_file(self) -> Path:
+        return self.work / "decoder.safetensors"
 
     @property
     def tower_file(self) -> Path:
@@ -154,7 +154,7 @@ class Recipe:
 
     @cached_property
     def read_speech(self) -> ReadSplit:
-        """Ordinary read speech; all of its texts are among the backbone's."""
+        """Ordinary read speech; all of its texts are among the decoder's."""
         return split_read_speech(self.data)
 
     @property

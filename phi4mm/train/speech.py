@@ -1,7 +1,7 @@
-"""Stage: the audio projector and the speech adapter, through the frozen backbone.
+"""Stage: the audio projector and the speech adapter, through the frozen decoder.
 
 First the projector learns to say in embeddings what the tower's classifier says in words (a word's embedding where a
-word is, that of ``SILENCE`` elsewhere): the frozen backbone can read that already. Then projector and adapter, with the
+word is, that of ``SILENCE`` elsewhere): the frozen decoder can read that already. Then projector and adapter, with the
 tower frozen, learn to answer; the projector keeps to what it said.
 """
 
@@ -55,7 +55,7 @@ def unfreeze_speech(model: Phi4MMModel) -> list[nn.Parameter]:
     """
     assert model.speech is not None
     model.requires_grad_(False)
-    adapters = [weight for name, weight in model.backbone.named_parameters() if is_lora(name)]
+    adapters = [weight for name, weight in model.decoder.named_parameters() if is_lora(name)]
     parameters = [*adapters, *model.speech.projectors[PROJECTOR].parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -171,7 +171,7 @@ def ask(
         asked = asked_of_digits(words, random) if random.random() < options.asked else None
         question, answer = asked or (write_down(random), " ".join(words))
         turns.append(Turn([config.speech.audio_token_id] * config.speech.num_tokens(num_frames), question, answer))
-    answers = collate_turns(turns, tokenizer, config.backbone.pad_token_id).to(model.device)
+    answers = collate_turns(turns, tokenizer, config.decoder.pad_token_id).to(model.device)
     route = model.router.route(Modality.AUDIO)
     audios = AudioBatch(speech.features, speech.num_frames, tuple(range(len(turns))))
     return Batch(answers.token_ids, answers.lengths, (route,) * len(turns), audios=audios), answers

@@ -128,7 +128,7 @@ def ask_aloud(
         media = [config.vision.image_token_id] * image.num_tokens
         media += [config.speech.audio_token_id] * config.speech.num_tokens(num_frames)
         turns.append(Turn(media, "", answer))
-    answers = collate_turns(turns, tokenizer, config.backbone.pad_token_id).to(model.device)
+    answers = collate_turns(turns, tokenizer, config.decoder.pad_token_id).to(model.device)
     batch = Batch(
         answers.token_ids,
         answers.lengths,

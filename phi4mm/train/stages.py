@@ -12,16 +12,16 @@ import torch
 from phi4mm.api import Phi4MM
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.speech import SpeechTower
-from phi4mm.train.backbone import BackboneOptions, train_backbone
 from phi4mm.train.bank import PictureBank, write_bank
 from phi4mm.train.card import write_cards
 from phi4mm.train.consistency import STRONG, WEAK, ConsistencyShards, train_consistency
 from phi4mm.train.cuts import cut_words
 from phi4mm.train.data import HELD_OUT_VOICES, read_clips, write_manifest
+from phi4mm.train.decoder import DecoderOptions, train_decoder
 from phi4mm.train.drawing import PRINTED, draw_shape, draw_shapes, draw_text
 from phi4mm.train.export import Part, assemble, export, in_float8, learnt, ship
 from phi4mm.train.files import read_json, read_tensors, write_json, write_tensors
-from phi4mm.train.fingerprint import backbone_tensors, fingerprint
+from phi4mm.train.fingerprint import decoder_tensors, fingerprint
 from phi4mm.train.measure import (
     Figure,
     accuracy,
@@ -90,16 +90,16 @@ def prepare_tokenizer(recipe: Recipe) -> None:
         train_tokenizer(recipe.corpus.all_texts(), recipe.corpus.all_words(), recipe.tokenizer_file)
 
 
-def make_backbone(recipe: Recipe) -> None:
+def make_decoder(recipe: Recipe) -> None:
     """Train it, round it to the precision that the checkpoint stores, and note its hash."""
-    if recipe.backbone_file.exists():
+    if recipe.decoder_file.exists():
         return
-    backbone = train_backbone(
-        recipe.config.backbone, recipe.tasks, BackboneOptions(), recipe.stage("backbone"), torch.device(recipe.device)
+    decoder = train_decoder(
+        recipe.config.decoder, recipe.tasks, DecoderOptions(), recipe.stage("decoder"), torch.device(recipe.device)
     )
-    tensors = backbone_tensors(backbone)
-    write_json(recipe.work / "backbone.json", {"sha256": fingerprint(tensors)})
-    write_tensors(recipe.backbone_file, tensors)
+    tensors = decoder_tensors(decoder)
+    write_json(recipe.work / "decoder.json", {"sha256": fingerprint(tensors)})
+    write_tensors(recipe.decoder_file, tensors)
 
 
 def make_tower(recipe: Recipe) -> None:
@@ -134,9 +134,9 @@ def trained_tower(recipe: Recipe) -> WordTower:
 
 
 def assembled(recipe: Recipe, *parts: Part) -> Phi4MMModel:
-    """The model with the frozen backbone and the speech tower, and what other stages learnt."""
+    """The model with the frozen decoder and the speech tower, and what other stages learnt."""
     tower = {f"speech.tower.{name}": tensor for name, tensor in trained_tower(recipe).tower.state_dict().items()}
-    return assemble(recipe.config, read_tensors(recipe.backbone_file), Part(tower), *parts).to(recipe.device)
+    return assemble(recipe.config, read_tensors(recipe.decoder_file), Part(tower), *parts).to(recipe.device)
 
 
 def speech_part(recipe: Recipe) -> Part:
@@ -206,7 +206,7 @@ def make_vision(recipe: Recipe) -> None:
     banks = {name: PictureBank(recipe.pictures(name)) for name in ("easy_vqa", *NUM_DRAWN)}
     mixture = [(bank, PER_ROUND[name]) for name, bank in banks.items()]
     held_out = {name: asked_of(pictures, WATCHED) for name, pictures in pictures_held_out(recipe).items()}
-    model = assemble(recipe.config, read_tensors(recipe.backbone_file)).to(recipe.device)
+    model = assemble(recipe.config, read_tensors(recipe.decoder_file)).to(recipe.device)
     assert model.vision is not None
     initialise_vision(model.vision)
     options, device = NamingOptions(), torch.device(recipe.device)
@@ -242,8 +242,8 @@ def make_spoken(recipe: Recipe) -> None:
 def make_checkpoint(recipe: Recipe) -> None:
     """The checkpoint in the work folder, and a copy where it is shipped from."""
     model = assembled(recipe, speech_part(recipe), vision_part(recipe), Part(read_tensors(recipe.spoken_file)))
-    frozen = read_json(recipe.work / "backbone.json")["sha256"]
-    export(model, recipe.tokenizer_file, recipe.checkpoint, expected_backbone=frozen)
+    frozen = read_json(recipe.work / "decoder.json")["sha256"]
+    export(model, recipe.tokenizer_file, recipe.checkpoint, expected_decoder=frozen)
     ship(recipe.checkpoint, recipe.out)
 
 
@@ -279,7 +279,7 @@ def make_samples(recipe: Recipe) -> None:
 
 def make_cards(recipe: Recipe) -> None:
     voices = sorted({clip.speaker for clip in recipe.split.train if clip.corpus in ("numbers", "sentences")})
-    frozen = read_json(recipe.work / "backbone.json")["sha256"]
+    frozen = read_json(recipe.work / "decoder.json")["sha256"]
     found = [Figure(**row) for row in read_json(recipe.figures_file)]
     write_cards(recipe.out, recipe.config, found, voices, frozen, recipe.note)
 
@@ -289,7 +289,7 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "words": prepare_words,
     "features": prepare_features,
     "tokenizer": prepare_tokenizer,
-    "backbone": make_backbone,
+    "decoder": make_decoder,
     "tower": make_tower,
     "speech": make_speech,
     "pictures": prepare_pictures,

@@ -1,4 +1,4 @@
-"""The text that the backbone learns from: small questions, plain English, and turns in which words are stretched out
+"""The text that the decoder learns from: small questions, plain English, and turns in which words are stretched out
 as a tower would hear or see them ("three three . . five" where a clip stands), to be written down or asked about.
 
 Where a question is beyond these domains the answer says so.

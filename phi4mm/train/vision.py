@@ -1,7 +1,7 @@
-"""Stage: the vision tower, its projector and the vision adapter, through the frozen backbone.
+"""Stage: the vision tower, its projector and the vision adapter, through the frozen decoder.
 
 After ``picture_words``: all three learn to answer questions, from the loss of the answers' tokens alone. A share of the
-questions comes as the backbone's stand-in for speech, so that a heard question can be answered later.
+questions comes as the decoder's stand-in for speech, so that a heard question can be answered later.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def train_vision(
     assert model.vision is not None
     model.requires_grad_(False)
     tower = [*model.vision.tower.parameters(), model.vision.row_separator, model.vision.view_separator]
-    adapters = [weight for name, weight in model.backbone.named_parameters() if is_lora(name)]
+    adapters = [weight for name, weight in model.decoder.named_parameters() if is_lora(name)]
     others = [*adapters, *model.vision.projector.parameters()]
     for parameter in (*tower, *others):
         parameter.requires_grad_(True)
@@ -128,7 +128,7 @@ def ask(
                 turns.append(Turn([*media, *said], "", question.answer))
             else:
                 turns.append(Turn(media, capitalised(question.text, random), question.answer))
-    return collate_turns(turns, tasks.tokenizer, model.config.backbone.pad_token_id).to(model.device)
+    return collate_turns(turns, tasks.tokenizer, model.config.decoder.pad_token_id).to(model.device)
 
 
 def _embed(model: Phi4MMModel, batch: ImageBatch, answers: Answers, repeats: int) -> Tensor:
@@ -137,6 +137,6 @@ def _embed(model: Phi4MMModel, batch: ImageBatch, answers: Answers, repeats: int
     assert model.config.vision is not None
     images = model.vision(batch.crops.to(model.device), batch.masks.to(model.device), batch.grids)
     flat = torch.cat([image for image in images for _ in range(repeats)])
-    embeddings = model.backbone.embed_tokens(answers.token_ids)
+    embeddings = model.decoder.embed_tokens(answers.token_ids)
     places = answers.token_ids == model.config.vision.image_token_id
     return embeddings.masked_scatter(places.unsqueeze(-1), flat.to(embeddings.dtype))

@@ -103,13 +103,13 @@ def _attention_to_audio(model: Phi4MMModel, processor: Processor, request: Reque
     assert model.config.speech is not None
     row = processor.row(request)
     batch = processor.collate([row]).to(model.device)
-    said = model.backbone.embed_tokens(torch.tensor([list(token_ids)], device=model.device))
+    said = model.decoder.embed_tokens(torch.tensor([list(token_ids)], device=model.device))
     embeddings = torch.cat((model.embed(batch), said), dim=1)
     length, prompt = embeddings.shape[1], len(row.token_ids)
     audio = [place for place, token_id in enumerate(row.token_ids) if token_id == model.config.speech.audio_token_id]
     # The token before it generates a token.
     recorder = _AttentionRecorder(slice(prompt - 1, length - 1), slice(audio[0], audio[-1] + 1))
-    model.backbone(
+    model.decoder(
         embeddings,
         torch.arange(length, device=model.device)[None],
         model.long_rows(torch.tensor([length], device=model.device)),

@@ -34,7 +34,7 @@ _RENAMED = (
 
 def microsoft_config(config: Phi4MMConfig) -> dict[str, Any]:
     """The keys of Microsoft's config.json, with ``vision_config`` and token ids added for the small sizes."""
-    backbone, vision, speech = config.backbone, config.vision, config.speech
+    decoder, vision, speech = config.decoder, config.vision, config.speech
     assert vision is not None
     assert speech is not None
     lora = {adapter.name: adapter for adapter in config.adapters}
@@ -70,7 +70,7 @@ def microsoft_config(config: Phi4MMConfig) -> dict[str, Any]:
                 "time_reduction": speech.time_reduction,
             },
         },
-        "bos_token_id": backbone.pad_token_id,
+        "bos_token_id": decoder.pad_token_id,
         "embd_layer": {
             "audio_embd_layer": {"downsample_rate": 1, "projection_cls": "mlp", "use_qformer": False},
             "embedding_cls": "image_audio",
@@ -83,27 +83,27 @@ def microsoft_config(config: Phi4MMConfig) -> dict[str, Any]:
                 "with_learnable_separator": True,
             },
         },
-        "eos_token_id": backbone.pad_token_id,
+        "eos_token_id": decoder.pad_token_id,
         "hidden_act": "silu",
-        "hidden_size": backbone.hidden_size,
-        "intermediate_size": backbone.intermediate_size,
-        "max_position_embeddings": backbone.max_positions,
-        "num_attention_heads": backbone.num_heads,
-        "num_hidden_layers": backbone.num_layers,
-        "num_key_value_heads": backbone.num_kv_heads,
-        "original_max_position_embeddings": backbone.original_max_positions,
-        "pad_token_id": backbone.pad_token_id,
-        "partial_rotary_factor": backbone.partial_rotary_factor,
-        "rms_norm_eps": backbone.norm_eps,
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "max_position_embeddings": decoder.max_positions,
+        "num_attention_heads": decoder.num_heads,
+        "num_hidden_layers": decoder.num_layers,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "original_max_position_embeddings": decoder.original_max_positions,
+        "pad_token_id": decoder.pad_token_id,
+        "partial_rotary_factor": decoder.partial_rotary_factor,
+        "rms_norm_eps": decoder.norm_eps,
         "rope_scaling": {
-            "long_factor": list(backbone.long_factor),
-            "short_factor": list(backbone.short_factor),
+            "long_factor": list(decoder.long_factor),
+            "short_factor": list(decoder.short_factor),
             "type": "longrope",
         },
-        "rope_theta": backbone.rope_theta,
-        "sliding_window": backbone.sliding_window,
+        "rope_theta": decoder.rope_theta,
+        "sliding_window": decoder.sliding_window,
         "speech_lora": {"dp": lora["speech"].dropout, "lora_alpha": lora["speech"].alpha, "r": lora["speech"].rank},
-        "tie_word_embeddings": backbone.tie_embeddings,
+        "tie_word_embeddings": decoder.tie_embeddings,
         "vision_config": {
             "hidden_size": vision.hidden_size,
             "image_size": vision.image_size,
@@ -114,7 +114,7 @@ def microsoft_config(config: Phi4MMConfig) -> dict[str, Any]:
             "patch_size": vision.patch_size,
         },
         "vision_lora": {"dp": 0.0, "lora_alpha": lora["vision"].alpha, "r": lora["vision"].rank},
-        "vocab_size": backbone.vocab_size,
+        "vocab_size": decoder.vocab_size,
     }
 
 
@@ -142,6 +142,6 @@ def save_as_microsoft(pair: Pair, folder: Path, num_shards: int = 3) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(microsoft_config(pair.ours.config)))
     (folder / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": list(pair.ours.config.backbone.stop_token_ids)})
+        json.dumps({"eos_token_id": list(pair.ours.config.decoder.stop_token_ids)})
     )
     (folder / "tokenizer.json").write_text("{}")

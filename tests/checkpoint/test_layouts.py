@@ -125,7 +125,7 @@ def test_device_is_the_one_asked_for(pair: Pair, tmp_path: Path, tokenizer: Path
 @torch.no_grad()
 def test_transformers_and_peft_read_what_we_save(tmp_path: Path, tie: bool) -> None:
     config = small_config()
-    pair = make_pair(dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, tie_embeddings=tie)))
+    pair = make_pair(dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, tie_embeddings=tie)))
     folder = save_checkpoint(pair.ours, tmp_path / "saved", tokenizer_file=None, layout="transformers")
     port, info = Phi4MultimodalForCausalLM.from_pretrained(
         folder, output_loading_info=True, attn_implementation="eager"
@@ -177,9 +177,9 @@ def test_microsoft_layout_gives_the_same_model(pair: Pair, tmp_path: Path) -> No
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.layout == "microsoft"
     expected = pair.ours.config
-    stops = (*expected.backbone.stop_token_ids, 200020)
-    backbone = dataclasses.replace(expected.backbone, stop_token_ids=stops)
-    assert checkpoint.config == dataclasses.replace(expected, backbone=backbone)
+    stops = (*expected.decoder.stop_token_ids, 200020)
+    decoder = dataclasses.replace(expected.decoder, stop_token_ids=stops)
+    assert checkpoint.config == dataclasses.replace(expected, decoder=decoder)
     assert_same_weights(checkpoint.model, pair.ours)
 
 
@@ -237,16 +237,16 @@ def test_phi3_layout(tmp_path: Path, variant: str, old_style: bool) -> None:
     assert checkpoint.layout == "phi3"
     assert checkpoint.model.vision is None
     assert checkpoint.model.speech is None
-    assert checkpoint.config.backbone.stop_token_ids == (3, 4)
+    assert checkpoint.config.decoder.stop_token_ids == (3, 4)
     for num_tokens in (24, 40):  # short and long factors
         token_ids = torch.arange(num_tokens)[None] * 7 % 120
-        hidden = checkpoint.model.backbone(
-            checkpoint.model.backbone.embed_tokens(token_ids),
+        hidden = checkpoint.model.decoder(
+            checkpoint.model.decoder.embed_tokens(token_ids),
             torch.arange(num_tokens)[None],
             checkpoint.model.long_rows(torch.tensor([num_tokens])),
         )
         logits = theirs(input_ids=token_ids, use_cache=False).logits
-        assert relative_error(checkpoint.model.backbone.logits(hidden), logits) < 1e-4
+        assert relative_error(checkpoint.model.decoder.logits(hidden), logits) < 1e-4
 
 
 def test_one_adapter_saved_and_loaded(pair: Pair, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_one_adapter_saved_and_loaded(pair: Pair, tmp_path: Path) -> None:
     model = make_pair(seed=5).ours
     other = make_pair(seed=5).ours
     load_adapter(model, "speech", tmp_path / "speech")
-    name = "backbone.layers.1.mlp.down_proj.lora_a"
+    name = "decoder.layers.1.mlp.down_proj.lora_a"
     vision_rank = 3
     loaded, ours, kept = (each.state_dict()[name] for each in (model, pair.ours, other))
     assert torch.equal(loaded[vision_rank:], ours[vision_rank:])

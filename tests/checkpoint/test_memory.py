@@ -41,11 +41,11 @@ def test_peak_memory_is_the_size_of_the_model(tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text("{}")
     config = small_config()
-    backbone = dataclasses.replace(
-        config.backbone, vocab_size=8000, hidden_size=768, intermediate_size=2048, num_layers=6, num_heads=48
+    decoder = dataclasses.replace(
+        config.decoder, vocab_size=8000, hidden_size=768, intermediate_size=2048, num_layers=6, num_heads=48
     )
     adapters = (AdapterConfig("vision", 64, 128.0), AdapterConfig("speech", 80, 160.0))
-    large = dataclasses.replace(config, backbone=backbone, adapters=adapters)
+    large = dataclasses.replace(config, decoder=decoder, adapters=adapters)
     for name, each in (("small", config), ("large", large)):
         with torch.device("meta"):
             model = Phi4MMModel(each)

@@ -1,4 +1,4 @@
-"""The whole model against transformers' port, from disk: scores within 1e-4, the same 32 greedy tokens.
+"""The whole model against transformers' port, from disk: logits within 1e-4, the same 32 greedy tokens.
 
 Both sides load a checkpoint that one of them saved, and are given the same token ids and features.
 """
@@ -19,13 +19,13 @@ from PIL import Image
 from transformers import Phi4MultimodalForCausalLM
 
 from phi4mm.checkpoint import load_checkpoint, save_checkpoint
+from phi4mm.engine.engine import Generation
+from phi4mm.engine.sampler import Sampling
 from phi4mm.inputs.image import PreparedImage, prepare_image
 from phi4mm.model.batch import AudioBatch, Batch, ImageBatch
-from phi4mm.model.config import BackboneConfig, Phi4MMConfig
+from phi4mm.model.config import DecoderConfig, Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
-from phi4mm.runtime.engine import Generation
-from phi4mm.runtime.sampling import Sampling
 from tests.reference.transformers_port import add_adapters, make_pair, random_port, relative_error, small_config
 
 NUM_NEW = 32
@@ -34,7 +34,7 @@ NUM_NEW = 32
 def wide_config() -> Phi4MMConfig:
     """Every case stays within the short rope factors: when a row crosses, the port loses its past."""
     config = small_config()
-    return replace(config, backbone=replace(config.backbone, max_positions=4096, original_max_positions=2048))
+    return replace(config, decoder=replace(config.decoder, max_positions=4096, original_max_positions=2048))
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,14 @@ def port_images(images: list[PreparedImage], crop_size: int) -> dict[str, torch.
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_scores_and_greedy_tokens(loaded: Loaded, name: str) -> None:
+def test_logits_and_greedy_tokens(loaded: Loaded, name: str) -> None:
     case = CASES[name]
     batch, theirs = make_inputs(case, loaded.ours.config)
-    scores = loaded.ours(batch)
+    logits = loaded.ours(batch)
     ours = [step.token_id for step in Generation(loaded.ours, batch, [Sampling(NUM_NEW)])]
     with loaded.port(case.adapter) as port:
-        assert relative_error(scores, port(**theirs).logits) < 1e-4
-        port.generation_config.pad_token_id = loaded.ours.config.backbone.pad_token_id
+        assert relative_error(logits, port(**theirs).logits) < 1e-4
+        port.generation_config.pad_token_id = loaded.ours.config.decoder.pad_token_id
         tokens = port.generate(**theirs, max_new_tokens=NUM_NEW, min_new_tokens=NUM_NEW, do_sample=False)
     expected = tokens[0, batch.token_ids.shape[1] :].tolist()
     assert len(expected) == NUM_NEW
@@ -174,14 +174,14 @@ def test_full_size_decoder_layer_in_bfloat16() -> None:
     """Ours and theirs differ from float32 by as much as bfloat16 does, and from each other by no more."""
     from transformers.models.phi4_multimodal.modeling_phi4_multimodal import Phi4MultimodalDecoderLayer
 
-    from phi4mm.model.backbone import DecoderLayer
+    from phi4mm.model.decoder import DecoderLayer
     from phi4mm.model.rope import rotary_tables
     from tests.reference.transformers_port import port_config
 
-    config = BackboneConfig(num_layers=1)
+    config = DecoderConfig(num_layers=1)
     torch.manual_seed(0)
     ours = DecoderLayer(config, 0, total_rank=0)
-    names = port_config(replace(Phi4MMConfig(), backbone=config))
+    names = port_config(replace(Phi4MMConfig(), decoder=config))
     names._attn_implementation = "sdpa"
     theirs = Phi4MultimodalDecoderLayer(names, 0)
     theirs.load_state_dict(

@@ -65,7 +65,7 @@ def check_image(pair: Pair, grid: tuple[int, int], height: int, width: int) -> N
     with pair.adapter(None) as port:
         theirs = port.model.embed_tokens_extend.image_embed(
             token_ids,
-            torch.zeros(1, len(ours), pair.ours.config.backbone.hidden_size),
+            torch.zeros(1, len(ours), pair.ours.config.decoder.hidden_size),
             image_pixel_values=crops[None],
             image_sizes=torch.tensor([grid]) * config.image_size,
             image_attention_mask=masks[None],
@@ -88,7 +88,7 @@ def test_speech_embedding(pair: Pair, num_clips: int, num_frames: int, projector
     with pair.adapter(None) as port:
         theirs = port.model.embed_tokens_extend.audio_embed(
             torch.full((num_clips, num_tokens), config.audio_token_id),
-            torch.zeros(num_clips, num_tokens, pair.ours.config.backbone.hidden_size),
+            torch.zeros(num_clips, num_tokens, pair.ours.config.decoder.hidden_size),
             audio_input_features=features,
             audio_embed_sizes=[num_tokens] * num_clips,
             audio_attention_mask=torch.ones(num_clips, num_frames, dtype=torch.bool),
@@ -97,17 +97,17 @@ def test_speech_embedding(pair: Pair, num_clips: int, num_frames: int, projector
     assert relative_error(ours, theirs.flatten(0, 1)) < TOLERANCE
 
 
-def backbone_variant(**changes: object) -> Phi4MMConfig:
+def decoder_variant(**changes: object) -> Phi4MMConfig:
     config = small_config()
-    return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, **changes))  # type: ignore[arg-type]
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_tokens", [1, 64, 65, 100])
 @pytest.mark.parametrize("adapter", [None, "vision", "speech"])
 @torch.no_grad()
-def test_backbone(pair: Pair, num_tokens: int, adapter: str | None) -> None:
+def test_decoder(pair: Pair, num_tokens: int, adapter: str | None) -> None:
     """64 tokens take the short rope factors, 65 the long ones."""
-    check_backbone(pair, num_tokens, adapter)
+    check_decoder(pair, num_tokens, adapter)
 
 
 @pytest.mark.parametrize(
@@ -123,22 +123,22 @@ def test_backbone(pair: Pair, num_tokens: int, adapter: str | None) -> None:
     ids=lambda changes: next(iter(changes)),
 )
 @torch.no_grad()
-def test_backbone_variants(changes: dict[str, object]) -> None:
-    check_backbone(make_pair(backbone_variant(**changes)), 80, "speech")
+def test_decoder_variants(changes: dict[str, object]) -> None:
+    check_decoder(make_pair(decoder_variant(**changes)), 80, "speech")
 
 
-def check_backbone(pair: Pair, num_tokens: int, adapter: str | None) -> None:
-    backbone = pair.ours.backbone
+def check_decoder(pair: Pair, num_tokens: int, adapter: str | None) -> None:
+    decoder = pair.ours.decoder
     token_ids = torch.randint(0, 280, (2, num_tokens), generator=torch.manual_seed(5))
-    hidden = backbone(
-        backbone.embed_tokens(token_ids),
+    hidden = decoder(
+        decoder.embed_tokens(token_ids),
         torch.arange(num_tokens).expand(2, -1),
         pair.ours.long_rows(torch.full((2,), num_tokens)),
         gate=pair.ours.gate((Route(adapter), Route(adapter))),
     )
     with pair.adapter(adapter) as port:
         theirs = port(input_ids=token_ids, use_cache=False).logits
-    assert relative_error(backbone.logits(hidden), theirs) < TOLERANCE
+    assert relative_error(decoder.logits(hidden), theirs) < TOLERANCE
 
 
 @pytest.mark.parametrize("adapter", [None, "vision", "speech"])

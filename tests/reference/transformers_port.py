@@ -18,8 +18,8 @@ from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 
 from phi4mm.checkpoint.names import is_lora, peft_name, stored_name
 from phi4mm.model.batch import AudioBatch, Batch, ImageBatch
-from phi4mm.model.config import AdapterConfig, BackboneConfig, Phi4MMConfig, SpeechConfig, VisionConfig
-from phi4mm.model.mixture import adapter_spans
+from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
+from phi4mm.model.lora import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
 
@@ -29,7 +29,7 @@ TARGET_MODULES = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|do
 def small_config() -> Phi4MMConfig:
     """Every size differs from every other where the model allows it. The vocabulary is 300; long rope starts at 65."""
     return Phi4MMConfig(
-        backbone=BackboneConfig(
+        decoder=DecoderConfig(
             vocab_size=300,
             hidden_size=64,
             intermediate_size=96,
@@ -68,33 +68,33 @@ def small_config() -> Phi4MMConfig:
 
 def port_config(config: Phi4MMConfig) -> Phi4MultimodalConfig:
     """Our sizes in transformers' words."""
-    backbone, vision, speech = config.backbone, config.vision, config.speech
+    decoder, vision, speech = config.decoder, config.vision, config.speech
     assert vision is not None
     assert speech is not None
     rope: dict[str, object] = {"rope_type": "default"}
-    if backbone.long_factor:
+    if decoder.long_factor:
         rope = {
             "rope_type": "longrope",
-            "short_factor": list(backbone.short_factor),
-            "long_factor": list(backbone.long_factor),
+            "short_factor": list(decoder.short_factor),
+            "long_factor": list(decoder.long_factor),
         }
-    rope |= {"rope_theta": backbone.rope_theta, "partial_rotary_factor": backbone.partial_rotary_factor}
+    rope |= {"rope_theta": decoder.rope_theta, "partial_rotary_factor": decoder.partial_rotary_factor}
     return Phi4MultimodalConfig(
-        vocab_size=backbone.vocab_size,
-        hidden_size=backbone.hidden_size,
-        intermediate_size=backbone.intermediate_size,
-        num_hidden_layers=backbone.num_layers,
-        num_attention_heads=backbone.num_heads,
-        num_key_value_heads=backbone.num_kv_heads,
-        rms_norm_eps=backbone.norm_eps,
-        max_position_embeddings=backbone.max_positions,
-        original_max_position_embeddings=backbone.original_max_positions,
+        vocab_size=decoder.vocab_size,
+        hidden_size=decoder.hidden_size,
+        intermediate_size=decoder.intermediate_size,
+        num_hidden_layers=decoder.num_layers,
+        num_attention_heads=decoder.num_heads,
+        num_key_value_heads=decoder.num_kv_heads,
+        rms_norm_eps=decoder.norm_eps,
+        max_position_embeddings=decoder.max_positions,
+        original_max_position_embeddings=decoder.original_max_positions,
         rope_parameters=rope,
-        sliding_window=backbone.sliding_window,
-        tie_word_embeddings=backbone.tie_embeddings,
-        pad_token_id=backbone.pad_token_id,
-        bos_token_id=backbone.pad_token_id,
-        eos_token_id=list(backbone.stop_token_ids),
+        sliding_window=decoder.sliding_window,
+        tie_word_embeddings=decoder.tie_embeddings,
+        pad_token_id=decoder.pad_token_id,
+        bos_token_id=decoder.pad_token_id,
+        eos_token_id=list(decoder.stop_token_ids),
         vision_config={
             "image_token_id": vision.image_token_id,
             "hidden_size": vision.hidden_size,

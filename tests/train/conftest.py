@@ -48,7 +48,7 @@ def config(tokenizer: Tokenizer) -> Phi4MMConfig:
     speech = replace(config.speech, hidden_size=16, intermediate_size=16, num_blocks=1, subsampling_channels=4)
     assert config.vision is not None
     vision = replace(config.vision, hidden_size=16, intermediate_size=16, num_layers=2)
-    return replace(config, backbone=replace(config.backbone, num_layers=1), speech=speech, vision=vision)
+    return replace(config, decoder=replace(config.decoder, num_layers=1), speech=speech, vision=vision)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from phi4mm.api import Phi4MM
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.train.data import HELD_OUT_FSDD, an4_held_out, read_clips
 from phi4mm.train.drawing import PLAIN_FONT, PRINTED, draw_shapes, draw_text
-from phi4mm.train.fingerprint import backbone_tensors, fingerprint
+from phi4mm.train.fingerprint import decoder_tensors, fingerprint
 from phi4mm.train.measure import accuracy, asked_of, word_error_rate
 from phi4mm.train.pictures import easy_vqa
 
@@ -28,8 +28,8 @@ def model() -> Phi4MM:
 
 
 @pytest.mark.parametrize("card", ["assets/README.md", "adapters/speech/README.md", "adapters/vision/README.md"])
-def test_backbone_is_the_frozen_one_of_the_cards(model: Phi4MM, card: str) -> None:
-    assert fingerprint(backbone_tensors(model.model.backbone)) in (ROOT / card).read_text(encoding="utf-8")
+def test_decoder_is_the_frozen_one_of_the_cards(model: Phi4MM, card: str) -> None:
+    assert fingerprint(decoder_tensors(model.model.decoder)) in (ROOT / card).read_text(encoding="utf-8")
 
 
 def test_samples_are_transcribed_as_their_manifest_says(model: Phi4MM) -> None:

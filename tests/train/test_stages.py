@@ -16,15 +16,15 @@ from phi4mm.api import Phi4MM
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.mixture import adapter_spans
+from phi4mm.model.lora import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.speech import SpeechTower
-from phi4mm.train.backbone import BackboneOptions, train_backbone
 from phi4mm.train.bank import PictureBank, write_bank
 from phi4mm.train.batches import collate
+from phi4mm.train.decoder import DecoderOptions, train_decoder
 from phi4mm.train.drawing import draw_shape
 from phi4mm.train.export import Part, assemble, export, learnt, ship
-from phi4mm.train.fingerprint import backbone_tensors, fingerprint
+from phi4mm.train.fingerprint import decoder_tensors, fingerprint
 from phi4mm.train.loop import Pace, StageFolder, adamw, train
 from phi4mm.train.picture_words import NamingOptions, name_the_pictures, train_picture_words
 from phi4mm.train.shards import Shard, Utterance, write_shard
@@ -56,15 +56,15 @@ def words(config: Phi4MMConfig, shard: Path, work: Path) -> WordTower:
 
 
 @pytest.fixture(scope="module")
-def backbone(config: Phi4MMConfig, tokenizer: Tokenizer, corpus: Corpus, work: Path) -> dict[str, torch.Tensor]:
-    options = BackboneOptions(TWO, tokens=256)
+def decoder(config: Phi4MMConfig, tokenizer: Tokenizer, corpus: Corpus, work: Path) -> dict[str, torch.Tensor]:
+    options = DecoderOptions(TWO, tokens=256)
     tasks = TextTasks(tokenizer, corpus)
-    return backbone_tensors(train_backbone(config.backbone, tasks, options, StageFolder(work, "backbone"), DEVICE))
+    return decoder_tensors(train_decoder(config.decoder, tasks, options, StageFolder(work, "decoder"), DEVICE))
 
 
-def assembled(config: Phi4MMConfig, backbone: dict[str, torch.Tensor], words: WordTower) -> Phi4MMModel:
+def assembled(config: Phi4MMConfig, decoder: dict[str, torch.Tensor], words: WordTower) -> Phi4MMModel:
     tower = {f"speech.tower.{name}": tensor for name, tensor in words.tower.state_dict().items()}
-    return assemble(config, backbone, Part(tower)).to(DEVICE)
+    return assemble(config, decoder, Part(tower)).to(DEVICE)
 
 
 def changed_in(model: Phi4MMModel, before: dict[str, torch.Tensor]) -> set[str]:
@@ -90,12 +90,12 @@ def test_word_error_rate_of_a_silent_tower_is_one(words: WordTower, shard: Path)
 def test_speech_stage_changes_its_projector_and_adapter_alone(
     config: Phi4MMConfig,
     tokenizer: Tokenizer,
-    backbone: dict[str, torch.Tensor],
+    decoder: dict[str, torch.Tensor],
     words: WordTower,
     shard: Path,
     tmp_path: Path,
 ) -> None:
-    model = assembled(config, backbone, words)
+    model = assembled(config, decoder, words)
     before = copy_of(model)
 
     words.requires_grad_(False)
@@ -113,7 +113,7 @@ def test_speech_stage_changes_its_projector_and_adapter_alone(
 
     changed = changed_in(model, before)
     assert all(is_lora(name) or name.startswith("speech.projectors.speech.") for name in changed)
-    assert fingerprint(backbone_tensors(model.backbone)) == fingerprint(backbone)
+    assert fingerprint(decoder_tensors(model.decoder)) == fingerprint(decoder)
     rank = adapter_spans(config.adapters)["vision"]
     for name in changed:
         if name.endswith("lora_a"):
@@ -135,12 +135,12 @@ def test_vision_stage_changes_vision_and_its_adapter_alone(
     config: Phi4MMConfig,
     tokenizer: Tokenizer,
     corpus: Corpus,
-    backbone: dict[str, torch.Tensor],
+    decoder: dict[str, torch.Tensor],
     words: WordTower,
     bank: PictureBank,
     tmp_path: Path,
 ) -> None:
-    model = assembled(config, backbone, words)
+    model = assembled(config, decoder, words)
     assert model.vision is not None
     before = copy_of(model)
     naming = NamingOptions(TWO, projector_pace=TWO, pictures=3)
@@ -157,7 +157,7 @@ def test_vision_stage_changes_vision_and_its_adapter_alone(
     changed = changed_in(model, before)
     assert all(is_lora(name) or name.startswith("vision.") for name in changed)
     assert any(name.startswith("vision.tower") for name in changed)
-    assert fingerprint(backbone_tensors(model.backbone)) == fingerprint(backbone)
+    assert fingerprint(decoder_tensors(model.decoder)) == fingerprint(decoder)
     rank = adapter_spans(config.adapters)["speech"]
     for name in changed:
         if name.endswith("lora_a"):
@@ -167,7 +167,7 @@ def test_vision_stage_changes_vision_and_its_adapter_alone(
 def test_spoken_stage_changes_the_vision_side_audio_projector_alone(
     config: Phi4MMConfig,
     tokenizer: Tokenizer,
-    backbone: dict[str, torch.Tensor],
+    decoder: dict[str, torch.Tensor],
     bank: PictureBank,
     tmp_path: Path,
 ) -> None:
@@ -177,7 +177,7 @@ def test_spoken_stage_changes_the_vision_side_audio_projector_alone(
     assert config.speech is not None
     # With these questions' words.
     words = WordTower(SpeechTower(config.speech), config.speech, vocabulary).requires_grad_(False).to(DEVICE)
-    model = assembled(config, backbone, words)
+    model = assembled(config, decoder, words)
     before = copy_of(model)
 
     options = SpokenOptions(naming=TWO, answering=TWO, frames=200)
@@ -217,28 +217,28 @@ def test_a_killed_stage_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatc
     assert list((tmp_path / "killed" / "tensorboard" / "stage").iterdir())
 
 
-def test_export_ships_a_checkpoint_with_the_frozen_backbone(
-    config: Phi4MMConfig, tokenizer_file: Path, backbone: dict[str, torch.Tensor], words: WordTower, tmp_path: Path
+def test_export_ships_a_checkpoint_with_the_frozen_decoder(
+    config: Phi4MMConfig, tokenizer_file: Path, decoder: dict[str, torch.Tensor], words: WordTower, tmp_path: Path
 ) -> None:
-    model = assembled(config, backbone, words)
-    export(model, tokenizer_file, tmp_path / "checkpoint", expected_backbone=fingerprint(backbone))
+    model = assembled(config, decoder, words)
+    export(model, tokenizer_file, tmp_path / "checkpoint", expected_decoder=fingerprint(decoder))
     ship(tmp_path / "checkpoint", tmp_path / "out")
 
     assert {path.name for path in (tmp_path / "out" / "adapters").iterdir()} == {"speech", "vision"}
     loaded = Phi4MM.from_pretrained(tmp_path / "checkpoint", device="cpu").model
-    assert fingerprint(backbone_tensors(loaded.backbone)) == fingerprint(backbone)
+    assert fingerprint(decoder_tensors(loaded.decoder)) == fingerprint(decoder)
 
 
 def test_parts_are_put_together_by_adapter(
-    config: Phi4MMConfig, backbone: dict[str, torch.Tensor], words: WordTower
+    config: Phi4MMConfig, decoder: dict[str, torch.Tensor], words: WordTower
 ) -> None:
-    speech, vision = assembled(config, backbone, words), assembled(config, backbone, words)
+    speech, vision = assembled(config, decoder, words), assembled(config, decoder, words)
     for model, value in ((speech, 1.0), (vision, 2.0)):
         for name, tensor in model.state_dict().items():
             if is_lora(name):
                 tensor.fill_(value)
     both = assemble(
-        config, backbone, Part(learnt(speech, [], "speech"), "speech"), Part(learnt(vision, [], "vision"), "vision")
+        config, decoder, Part(learnt(speech, [], "speech"), "speech"), Part(learnt(vision, [], "vision"), "vision")
     )
     for name, tensor in both.state_dict().items():
         if is_lora(name):
@@ -247,11 +247,11 @@ def test_parts_are_put_together_by_adapter(
             assert (by_rank[adapter_spans(config.adapters)["vision"]] == 2.0).all()
 
 
-def test_export_refuses_a_changed_backbone(
-    config: Phi4MMConfig, tokenizer_file: Path, backbone: dict[str, torch.Tensor], words: WordTower, tmp_path: Path
+def test_export_refuses_a_changed_decoder(
+    config: Phi4MMConfig, tokenizer_file: Path, decoder: dict[str, torch.Tensor], words: WordTower, tmp_path: Path
 ) -> None:
-    model = assembled(config, backbone, words)
-    model.backbone.norm.weight.data[0] += 1
+    model = assembled(config, decoder, words)
+    model.decoder.norm.weight.data[0] += 1
     with pytest.raises(ValueError, match="sha256"):
-        export(model, tokenizer_file, tmp_path / "checkpoint", expected_backbone=fingerprint(backbone))
+        export(model, tokenizer_file, tmp_path / "checkpoint", expected_decoder=fingerprint(decoder))
     assert not (tmp_path / "checkpoint").exists()

@@ -20,7 +20,7 @@ from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.options import SpeechOptions
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import Usage
-from tests.runtime.test_engine import speech
+from tests.engine.test_engine import speech
 
 SAMPLES = Path(__file__).parent.parent.parent / "assets" / "samples"
 CLIPS = [SAMPLES / f"{name}.flac" for name in ("digit", "three_digits", "telephone", "eight_digits", "number")]
@@ -99,11 +99,11 @@ def test_log_probabilities_are_those_of_the_model(
         embeddings = tiny.model.embed(batch)
         for token_id in reply.token_ids:  # one token after another, without a cache
             length = embeddings.shape[1]
-            hidden = tiny.model.backbone(
+            hidden = tiny.model.decoder(
                 embeddings, torch.arange(length)[None], torch.tensor([False]), gate=tiny.model.gate(batch.routes)
             )
-            scores.append(float(tiny.model.backbone.logits(hidden[0, -1]).log_softmax(-1)[token_id]))
-            said = tiny.model.backbone.embed_tokens(torch.tensor([[token_id]]))
+            scores.append(float(tiny.model.decoder.logits(hidden[0, -1]).log_softmax(-1)[token_id]))
+            said = tiny.model.decoder.embed_tokens(torch.tensor([[token_id]]))
             embeddings = torch.cat((embeddings, said), dim=1)
         assert len(scores) == reply.usage.new_tokens  # none of them ended by itself
         assert reply.avg_logprob == pytest.approx(np.mean(scores), abs=1e-4)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from phi4mm import Phi4MM, Phi4MMError
+from phi4mm.engine.cuda_graphs import CompiledRunners, DecodeStep
+from phi4mm.engine.engine import Engine, Prompt, Runner
+from phi4mm.engine.merge import merge
+from phi4mm.engine.runner import ModelRunner, Piece, Token
+from phi4mm.engine.sampler import Sampling
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
-from phi4mm.runtime.compiled import CompiledRunners, DecodeStep
-from phi4mm.runtime.engine import Engine, Prompt, Runner
-from phi4mm.runtime.fold import fold
-from phi4mm.runtime.runner import ModelRunner, Piece, Token
-from phi4mm.runtime.sampling import Sampling
 from tests.conftest import TINY, randomise
 
 ORIGINAL = 41  # positions; longer rows take the long rope factors
@@ -42,8 +42,8 @@ def no_recompilation() -> Iterator[None]:
 
 
 def make_model(sliding_window: int | None = None) -> Phi4MMModel:
-    backbone = replace(TINY.backbone, original_max_positions=ORIGINAL, sliding_window=sliding_window)
-    model = Phi4MMModel(replace(TINY, backbone=backbone, vision=None, speech=None)).eval().requires_grad_(False)
+    decoder = replace(TINY.decoder, original_max_positions=ORIGINAL, sliding_window=sliding_window)
+    model = Phi4MMModel(replace(TINY, decoder=decoder, vision=None, speech=None)).eval().requires_grad_(False)
     randomise(model, seed=5)
     return model
 
@@ -59,7 +59,7 @@ def make_runner() -> CompiledRunners:
 
 
 @torch.inference_mode()
-def check_scores(
+def check_logits(
     model: Phi4MMModel,
     make_runner: CompiledRunners,
     rows: Sequence[tuple[int, Route]],
@@ -68,7 +68,7 @@ def check_scores(
     """Prefill rows of these lengths and routes, slot after slot, and decode the slots of each step."""
     plain, compiled = ModelRunner(model, len(rows)), make_runner(model, len(rows))
     generator = torch.Generator().manual_seed(0)
-    size = model.config.backbone.hidden_size
+    size = model.config.decoder.hidden_size
     pieces = [
         Piece(slot, 0, torch.randn(length, size, generator=generator), route, length > ORIGINAL, True)
         for slot, (length, route) in enumerate(rows)
@@ -79,33 +79,33 @@ def check_scores(
         tokens = [
             Token(slot, 10 * number + slot, positions[slot], rows[slot][1], rows[slot][0] > ORIGINAL) for slot in slots
         ]
-        scores, expected = compiled.decode(tokens), plain.decode(tokens)
-        assert scores.shape == expected.shape
-        error = (scores - expected).norm(dim=-1) / expected.norm(dim=-1)
+        logits, expected = compiled.decode(tokens), plain.decode(tokens)
+        assert logits.shape == expected.shape
+        error = (logits - expected).norm(dim=-1) / expected.norm(dim=-1)
         assert error.max() < 1e-5
         for slot in slots:
             positions[slot] += 1
 
 
-def test_scores_of_mixed_rows(model: Phi4MMModel, make_runner: CompiledRunners) -> None:
+def test_logits_of_mixed_rows(model: Phi4MMModel, make_runner: CompiledRunners) -> None:
     # Of one route, of several, with gaps, in any order: the slots that a step leaves out are as they were afterwards.
     rows = [(5, TEXT), (60, SPEECH), (300, VISION), (7, SPEECH)]
-    check_scores(model, make_runner, rows, [(0, 1, 2, 3), (3, 1), (2, 0), (0,), (3, 2, 1, 0), (1, 3), (0,)])
+    check_logits(model, make_runner, rows, [(0, 1, 2, 3), (3, 1), (2, 0), (0,), (3, 2, 1, 0), (1, 3), (0,)])
 
 
-def test_scores_with_a_sliding_window(make_runner: CompiledRunners) -> None:
-    check_scores(make_model(sliding_window=13), make_runner, [(5, TEXT), (60, TEXT)], [(0, 1), (0, 1)])
+def test_logits_with_a_sliding_window(make_runner: CompiledRunners) -> None:
+    check_logits(make_model(sliding_window=13), make_runner, [(5, TEXT), (60, TEXT)], [(0, 1), (0, 1)])
 
 
-def test_scores_of_a_folded_model(make_runner: CompiledRunners) -> None:
-    check_scores(
-        fold(make_model(), "speech"), make_runner, [(5, SPEECH), (9, SPEECH), (4, TEXT)], [(0, 1), (1,), (0, 1, 2)]
+def test_logits_of_a_merged_model(make_runner: CompiledRunners) -> None:
+    check_logits(
+        merge(make_model(), "speech"), make_runner, [(5, SPEECH), (9, SPEECH), (4, TEXT)], [(0, 1), (1,), (0, 1, 2)]
     )
 
 
 def make_prompt(model: Phi4MMModel, length: int, route: Route, max_new_tokens: int) -> Prompt:
     token_ids = torch.randint(0, 250, (length,), generator=torch.Generator().manual_seed(length))
-    return Prompt(token_ids.tolist(), model.backbone.embed_tokens(token_ids), route, Sampling(max_new_tokens))
+    return Prompt(token_ids.tolist(), model.decoder.embed_tokens(token_ids), route, Sampling(max_new_tokens))
 
 
 def run(runner: Runner, prompts: Sequence[Prompt], seed: int = 0) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Stage: the text backbone, trained on chat-formatted text alone; from then on it is frozen."""
+"""Stage: the text decoder, trained on chat-formatted text alone; from then on it is frozen."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from phi4mm.model.backbone import Backbone
-from phi4mm.model.config import BackboneConfig
+from phi4mm.model.config import DecoderConfig
+from phi4mm.model.decoder import Decoder
 from phi4mm.train.batches import by_length
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.text import Example, TextTasks
@@ -22,7 +22,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class BackboneOptions:
+class DecoderOptions:
     """A step is a batch of at most ``tokens`` tokens."""
 
     pace: Pace = Pace(steps=4000, warmup=200, average=0.99, log_every=250)
@@ -53,38 +53,38 @@ def collate_text(examples: Sequence[Example], pad: int) -> TextBatch:
     return TextBatch(token_ids, targets)
 
 
-def answer_scores(backbone: Backbone, batch: TextBatch) -> tuple[Tensor, Tensor]:
-    """Scores [answer tokens, vocabulary] and targets [answer tokens] of the positions that count."""
+def answer_logits(decoder: Decoder, batch: TextBatch) -> tuple[Tensor, Tensor]:
+    """Logits [answer tokens, vocabulary] and targets [answer tokens] of the positions that count."""
     rows, length = batch.token_ids.shape
     device = batch.token_ids.device
     positions = torch.arange(length, device=device).expand(rows, -1)
     short = torch.zeros(rows, dtype=torch.bool, device=device)
-    hidden = backbone(backbone.embed_tokens(batch.token_ids), positions, short)
+    hidden = decoder(decoder.embed_tokens(batch.token_ids), positions, short)
     counted = batch.targets != IGNORED
-    return backbone.logits(hidden[counted]), batch.targets[counted]
+    return decoder.logits(hidden[counted]), batch.targets[counted]
 
 
-def initialise(backbone: Backbone) -> None:
+def initialise(decoder: Decoder) -> None:
     """Weights that keep the size of what passes through; those of a full-size decoder are too small for this one."""
-    for layer in backbone.layers:
+    for layer in decoder.layers:
         for name, weight in layer.named_parameters():
             if name.endswith("proj.weight"):
                 into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                depth = 2 * len(backbone.layers) if into_residual else 1
+                depth = 2 * len(decoder.layers) if into_residual else 1
                 nn.init.normal_(weight, std=(weight.shape[1] * depth) ** -0.5)
-    nn.init.normal_(backbone.embed_tokens.weight, std=backbone.config.hidden_size**-0.5)
+    nn.init.normal_(decoder.embed_tokens.weight, std=decoder.config.hidden_size**-0.5)
 
 
-def train_backbone(
-    config: BackboneConfig, tasks: TextTasks, options: BackboneOptions, folder: StageFolder, device: torch.device
-) -> Backbone:
+def train_decoder(
+    config: DecoderConfig, tasks: TextTasks, options: DecoderOptions, folder: StageFolder, device: torch.device
+) -> Decoder:
     """Train a decoder without adapters."""
     torch.manual_seed(0)
-    backbone = Backbone(config)
-    initialise(backbone)
-    backbone.to(device)
-    matrices = [weight for weight in backbone.layers.parameters() if weight.dim() == 2 and weight.numel()]
-    others = [*backbone.embed_tokens.parameters(), *(p for p in backbone.parameters() if p.dim() == 1)]
+    decoder = Decoder(config)
+    initialise(decoder)
+    decoder.to(device)
+    matrices = [weight for weight in decoder.layers.parameters() if weight.dim() == 2 and weight.numel()]
+    others = [*decoder.embed_tokens.parameters(), *(p for p in decoder.parameters() if p.dim() == 1)]
     muon = torch.optim.Muon(
         matrices, lr=options.learning_rate, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
@@ -99,27 +99,27 @@ def train_backbone(
     def loss_of(batch: TextBatch, step: int) -> Tensor:
         # Short rows: the plain product is faster in bfloat16 than the fused attention.
         with half_precision(device), sdpa_kernel(SDPBackend.MATH):
-            scores, targets = answer_scores(backbone, batch)
-        return F.cross_entropy(scores.float(), targets)
+            logits, targets = answer_logits(decoder, batch)
+        return F.cross_entropy(logits.float(), targets)
 
     train(
-        backbone,
+        decoder,
         [muon, adamw([(others, options.learning_rate)])],
         rounds,
         loss_of,
         options.pace,
         folder,
-        lambda: {f"right/{task}": share for task, share in accuracy(backbone, judged).items()},
+        lambda: {f"right/{task}": share for task, share in accuracy(decoder, judged).items()},
     )
-    return backbone
+    return decoder
 
 
 @torch.inference_mode()
-def accuracy(backbone: Backbone, examples: Sequence[Example]) -> dict[str, float]:
+def accuracy(decoder: Decoder, examples: Sequence[Example]) -> dict[str, float]:
     """Per task, the share of answers of which every token is the likeliest one after those before it."""
     right: dict[str, list[bool]] = defaultdict(list)
     for example in sorted(examples, key=lambda example: example.task):
-        batch = collate_text([example], backbone.config.pad_token_id).to(backbone.embed_tokens.weight.device)
-        scores, targets = answer_scores(backbone, batch)
-        right[example.task].append(bool((scores.argmax(-1) == targets).all()))
+        batch = collate_text([example], decoder.config.pad_token_id).to(decoder.embed_tokens.weight.device)
+        logits, targets = answer_logits(decoder, batch)
+        right[example.task].append(bool((logits.argmax(-1) == targets).all()))
     return {task: sum(found) / len(found) for task, found in right.items()}

@@ -1,4 +1,4 @@
-"""MixtureLinear: a frozen weight with every adapter's low-rank update beside it, gated for each row."""
+"""LoRALinear: a frozen weight with every adapter's low-rank update beside it, gated for each row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def adapter_spans(adapters: Sequence[AdapterConfig]) -> dict[str, slice]:
 def make_gate(
     adapters: Sequence[AdapterConfig], routes: Sequence[Route], *, device: torch.device, dtype: torch.dtype
 ) -> Gate | None:
-    """The gate of a batch, or ``None`` where no row has an adapter (the backbone then runs alone, bit for bit)."""
+    """The gate of a batch, or ``None`` where no row has an adapter (the decoder then runs alone, bit for bit)."""
     by_name = {adapter.name: adapter for adapter in adapters}
     spans = adapter_spans(adapters)
     chosen = [route.adapter for route in routes]
@@ -59,7 +59,7 @@ def make_gate(
     return Gate(slice(first, last), weights.to(device=device, dtype=dtype))
 
 
-class MixtureLinear(nn.Module):
+class LoRALinear(nn.Module):
     """``y = W x + ((x A^T) * gate) B^T`` (LoRA, Hu et al. 2021, with the adapters' A and B stacked).
 
     Args:

@@ -11,8 +11,8 @@ from phi4mm.model.phi4mm import Phi4MMModel
 
 def swap_linears(model: Phi4MMModel, kind: type[nn.Module], make: Callable[[str, nn.Module], nn.Module]) -> Phi4MMModel:
     """Put ``make(name, linear)`` in the place of each of the decoder's linears of exactly this ``kind``, one by one."""
-    for name, module in list(model.backbone.named_modules()):
+    for name, module in list(model.decoder.named_modules()):
         if type(module) is kind:
             parent, _, attribute = name.rpartition(".")
-            setattr(model.backbone.get_submodule(parent), attribute, make(name, module))
+            setattr(model.decoder.get_submodule(parent), attribute, make(name, module))
     return model

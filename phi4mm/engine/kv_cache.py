@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phi4mm.model.backbone import visible_keys
-from phi4mm.model.config import BackboneConfig
+from phi4mm.model.config import DecoderConfig
+from phi4mm.model.decoder import visible_keys
 
 _LEAST_CAPACITY = 256  # tokens; from there slots double, so that a long row is copied a few times at most
 
@@ -38,7 +38,7 @@ class KeyValueCache:
         device, dtype: of the model.
     """
 
-    def __init__(self, config: BackboneConfig, num_slots: int, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, num_slots: int, *, device: torch.device, dtype: torch.dtype) -> None:
         self.config = config
         shape = (num_slots, config.num_kv_heads, 0, config.head_size)
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi4mm.runtime.sampling import Sampling, next_token
+from phi4mm.engine.sampler import Sampling, next_token
 
-SCORES = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
 
 
 def draw(sampling: Sampling, count: int = 2000, seen: tuple[int, ...] = ()) -> Counter[int]:
     generator = sampling.generator()
-    return Counter(next_token(SCORES, seen, sampling, generator) for _ in range(count))
+    return Counter(next_token(LOGITS, seen, sampling, generator) for _ in range(count))
 
 
 def test_greedy_takes_the_best() -> None:

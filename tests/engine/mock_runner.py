@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from phi4mm.engine.engine import Prompt
+from phi4mm.engine.runner import Piece, Token
+from phi4mm.engine.sampler import Sampling
 from phi4mm.model.router import Route
-from phi4mm.runtime.engine import Prompt
-from phi4mm.runtime.runner import Piece, Token
-from phi4mm.runtime.sampling import Sampling
 
 VOCABULARY = 11
 STOP = 0
@@ -56,11 +56,11 @@ class MockRunner:
     def prefill(self, pieces: Sequence[Piece]) -> torch.Tensor:
         assert len({piece.slot for piece in pieces}) == len(pieces)
         self.prefilled.append(sum(len(piece.embeddings) for piece in pieces))
-        scores = [
+        logits = [
             self._write(piece.slot, piece.start, piece.embeddings[:, 0].int().tolist(), piece.route, piece.long)
             for piece in pieces
         ]
-        return torch.stack([row for row, piece in zip(scores, pieces, strict=True) if piece.final] or [torch.empty(0)])
+        return torch.stack([row for row, piece in zip(logits, pieces, strict=True) if piece.final] or [torch.empty(0)])
 
     def decode(self, tokens: Sequence[Token]) -> torch.Tensor:
         assert len({token.slot for token in tokens}) == len(tokens)
@@ -79,6 +79,6 @@ class MockRunner:
         assert len(self.slots[slot]) >= start
         self.slots[slot][start:] = [(token_id, long) for token_id in token_ids]
         assert all(kept_long == long for _, kept_long in self.slots[slot]), "keys of both rope choices in one row"
-        scores = torch.zeros(VOCABULARY)
-        scores[next_token([token_id for token_id, _ in self.slots[slot]], route, long)] = 1.0
-        return scores
+        logits = torch.zeros(VOCABULARY)
+        logits[next_token([token_id for token_id, _ in self.slots[slot]], route, long)] = 1.0
+        return logits

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phi4mm.engine.swap import swap_linears
 from phi4mm.errors import Phi4MMError
-from phi4mm.model.mixture import MixtureLinear
+from phi4mm.model.lora import LoRALinear
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.runtime.swap import swap_linears
 
 _KERNEL_DTYPE = torch.bfloat16  # the only one for which the kernels are fast
 _WIDE = 128  # tokens from which int8 weights are widened once rather than for each few tokens
@@ -23,10 +23,10 @@ _GROUP_SIZES = (64, 32)  # neighbouring inputs that share a 4-bit scale
 _PACKED_ROWS = 16  # the 4-bit kernel takes outputs in blocks
 
 
-class QuantizedLinear(MixtureLinear, ABC):
+class QuantizedLinear(LoRALinear, ABC):
     """A frozen weight of few bits with the adapters as they were."""
 
-    def __init__(self, linear: MixtureLinear) -> None:
+    def __init__(self, linear: LoRALinear) -> None:
         nn.Module.__init__(self)
         self.lora_a, self.lora_b = linear.lora_a, linear.lora_b
 
@@ -49,7 +49,7 @@ class Int8Linear(QuantizedLinear):
     quantized: Tensor
     scales: Tensor
 
-    def __init__(self, linear: MixtureLinear) -> None:
+    def __init__(self, linear: LoRALinear) -> None:
         super().__init__(linear)
         weight = linear.weight.float()
         scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).to(_KERNEL_DTYPE)
@@ -72,7 +72,7 @@ class Int4Linear(QuantizedLinear):
     packed: Tensor
     scales: Tensor
 
-    def __init__(self, linear: MixtureLinear, group_size: int) -> None:
+    def __init__(self, linear: LoRALinear, group_size: int) -> None:
         super().__init__(linear)
         self.group_size = group_size
         groups = linear.weight.float().unflatten(1, (-1, group_size))
@@ -94,7 +94,7 @@ class Int4Linear(QuantizedLinear):
 
 
 @torch.no_grad()
-def quantize_backbone(model: Phi4MMModel, kind: str) -> Phi4MMModel:
+def quantize_decoder(model: Phi4MMModel, kind: str) -> Phi4MMModel:
     """Quantise the decoder's linears in place, one after another: ``kind`` is "int8" or "int4".
 
     Raises:
@@ -106,7 +106,7 @@ def quantize_backbone(model: Phi4MMModel, kind: str) -> Phi4MMModel:
         raise Phi4MMError(f"quantize={kind!r} is available on the CPU alone, not on {model.device}; pass device='cpu'")
 
     def make(name: str, linear: nn.Module) -> nn.Module:
-        assert isinstance(linear, MixtureLinear)
+        assert isinstance(linear, LoRALinear)
         if kind == "int8":
             return Int8Linear(linear).eval()
         out_size, in_size = linear.weight.shape
@@ -118,4 +118,4 @@ def quantize_backbone(model: Phi4MMModel, kind: str) -> Phi4MMModel:
             )
         return Int4Linear(linear, fitting[0]).eval()
 
-    return swap_linears(model, MixtureLinear, make)
+    return swap_linears(model, LoRALinear, make)

@@ -1,4 +1,4 @@
-"""From a row's scores to its next token."""
+"""From a row's logits to its next token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Sampling:
         temperature: 0 for greedy decoding.
         top_p: nucleus (Holtzman et al. 2020): the smallest set of tokens whose probability exceeds this.
         top_k: the number of tokens kept; 0 keeps all.
-        repetition_penalty: divides positive and multiplies negative scores of tokens seen (Keskar et al. 2019).
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen (Keskar et al. 2019).
         seed: of the row's own generator; ``None`` for a fresh one.
         stop_token_ids: tokens that end the row.
     """
@@ -55,7 +55,7 @@ class Choice:
 
 
 def next_tokens(
-    scores: Tensor,
+    logits: Tensor,
     seen: Sequence[Sequence[int]],
     samplings: Sequence[Sampling],
     generators: Sequence[torch.Generator],
@@ -63,10 +63,10 @@ def next_tokens(
     """Choose a token for each row; all that the greedy ones need comes from the device in one go.
 
     Args:
-        scores: [rows, vocabulary].
+        logits: [rows, vocabulary].
         seen, samplings, generators: of each row, as ``next_token``.
     """
-    wide = scores.float()
+    wide = logits.float()
     highest, best = wide.max(dim=-1)
     total = wide.logsumexp(dim=-1)
     # float32 holds whole numbers up to 2^24 exactly, so token ids may travel with the log-probabilities.
@@ -76,29 +76,29 @@ def next_tokens(
         if sampling.is_greedy:
             choices.append(Choice(int(token_ids[row]), log_probabilities[row]))
         else:
-            token_id = next_token(scores[row], seen[row], sampling, generators[row])
-            choices.append(Choice(token_id, float(scores[row, token_id]) - totals[row]))
+            token_id = next_token(logits[row], seen[row], sampling, generators[row])
+            choices.append(Choice(token_id, float(logits[row, token_id]) - totals[row]))
     return choices
 
 
-def next_token(scores: Tensor, seen: Sequence[int], sampling: Sampling, generator: torch.Generator) -> int:
-    """Choose a token from one row's scores.
+def next_token(logits: Tensor, seen: Sequence[int], sampling: Sampling, generator: torch.Generator) -> int:
+    """Choose a token from one row's logits.
 
     Args:
-        scores: [vocabulary].
+        logits: [vocabulary].
         seen: the row's tokens so far, for the repetition penalty.
         sampling: how to choose.
         generator: the row's own.
     """
     if sampling.repetition_penalty != 1.0:
-        scores = _penalise(scores, seen, sampling.repetition_penalty)
+        logits = _penalise(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0.0:
-        return int(scores.argmax())
-    scores = scores.float().cpu() / sampling.temperature
-    order = scores.argsort(descending=True)
+        return int(logits.argmax())
+    logits = logits.float().cpu() / sampling.temperature
+    order = logits.argsort(descending=True)
     if sampling.top_k:
         order = order[: sampling.top_k]
-    probabilities = scores[order].softmax(dim=-1)
+    probabilities = logits[order].softmax(dim=-1)
     if sampling.top_p < 1.0:
         before = probabilities.cumsum(dim=-1) - probabilities
         kept = int((before < sampling.top_p).sum())
@@ -106,7 +106,7 @@ def next_token(scores: Tensor, seen: Sequence[int], sampling: Sampling, generato
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def _penalise(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    ids = torch.tensor(sorted(set(seen)), device=scores.device)
-    chosen = scores[ids]
-    return scores.index_put((ids,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
+def _penalise(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    ids = torch.tensor(sorted(set(seen)), device=logits.device)
+    chosen = logits[ids]
+    return logits.index_put((ids,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))

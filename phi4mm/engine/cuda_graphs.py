@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phi4mm.model.backbone import visible_keys
-from phi4mm.model.mixture import Gate
+from phi4mm.engine.kv_cache import KeyValueCache, additive, capacity_for, power_of_two
+from phi4mm.engine.runner import ModelRunner, Token
+from phi4mm.model.decoder import visible_keys
+from phi4mm.model.lora import Gate
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.rope import inverse_frequencies
 from phi4mm.model.router import Route
-from phi4mm.runtime.cache import KeyValueCache, additive, capacity_for, power_of_two
-from phi4mm.runtime.runner import ModelRunner, Token
 
 DecodeStep = Callable[..., Tensor]  # decode_step, or a compiled one
 
@@ -75,25 +75,25 @@ def decode_step(
         capacity: how many tokens of each slot are attended to.
 
     Returns:
-        The scores of the rows, in the order that the inputs ask for [rows, vocabulary].
+        The logits of the rows, in the order that the inputs ask for [rows, vocabulary].
     """
     token_ids, positions, slots, long_rows, adapters, order = inputs.unbind()
     if gate is not None and len(gate.weights) > 1:
         gate = Gate(gate.span, gate.weights[adapters])
-    embeddings = model.backbone.embed_tokens(token_ids[:, None])
-    visible = visible_keys(positions[:, None], capacity, model.config.backbone.sliding_window)
+    embeddings = model.decoder.embed_tokens(token_ids[:, None])
+    visible = visible_keys(positions[:, None], capacity, model.config.decoder.sliding_window)
     attention = StaticAttention(keys, values, slots, positions, additive(visible, embeddings))
-    hidden = model.backbone(
+    hidden = model.decoder(
         embeddings, positions[:, None], long_rows.bool(), gate=gate, cache=attention, frequencies=frequencies
     )
-    return model.backbone.logits(hidden[order, 0])
+    return model.decoder.logits(hidden[order, 0])
 
 
 class StaticDecoder:
     """A cache, and a compiled step over it for each number of rows, capacity (powers of two) and kind of gate.
 
     Row i of a step is slot i. A slot whose row is not decoded now is run too, to no effect: what it writes goes to a
-    spare slot, and what it scores is left out.
+    spare slot, and what it logits is left out.
 
     Args:
         model: in evaluation mode.
@@ -106,7 +106,7 @@ class StaticDecoder:
     ) -> None:
         self.model = model
         self.num_slots = power_of_two(num_slots)
-        config = model.config.backbone
+        config = model.config.decoder
         self.cache = KeyValueCache(config, self.num_slots + 1, device=model.device, dtype=model.dtype)
         self.cache.reserve(min(_FIRST_CAPACITY, config.max_positions))
         self._compile = compile_function
@@ -122,7 +122,7 @@ class StaticDecoder:
                 _fixed(gate.weights)
 
     def __call__(self, tokens: Sequence[Token]) -> Tensor:
-        """The scores after each token [rows, vocabulary]; to be read before the next call, which overwrites them."""
+        """The logits after each token [rows, vocabulary]; to be read before the next call, which overwrites them."""
         end = max(token.position for token in tokens) + 1
         num_rows = power_of_two(max(token.slot for token in tokens) + 1)
         used = {self._adapters[token.route.adapter] for token in tokens}
@@ -133,8 +133,8 @@ class StaticDecoder:
         inputs = self._fill(tokens, num_rows)
         torch.compiler.cudagraph_mark_step_begin()
         keys, values = self.cache.keys, self.cache.values
-        scores = step(self.model, self._frequencies, self._gates[kind], keys, values, inputs, capacity)
-        return scores[: len(tokens)]
+        logits = step(self.model, self._frequencies, self._gates[kind], keys, values, inputs, capacity)
+        return logits[: len(tokens)]
 
     def _step(self, variant: tuple[int, int, int]) -> DecodeStep:
         if self._compiled_for != self.cache.capacity:  # the cache has grown: its tensors are new
@@ -160,7 +160,7 @@ class StaticDecoder:
             rows[token.slot] = (token.token_id, token.position, token.slot, int(token.long), adapter)
         order = [token.slot for token in tokens] + [0] * (num_rows - len(tokens))
         host, inputs = self._buffers[num_rows]
-        # The last copy has ended: its step's scores were read before these tokens could be known.
+        # The last copy has ended: its step's logits were read before these tokens could be known.
         host.copy_(torch.tensor([*zip(*rows, strict=True), order]))
         return inputs.copy_(host, non_blocking=True)
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from phi4mm.engine.engine import Engine, Generation, RowState, prompts
+from phi4mm.engine.kv_cache import KeyValueCache
+from phi4mm.engine.runner import ModelRunner, Piece
+from phi4mm.engine.sampler import Sampling
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.runtime.cache import KeyValueCache
-from phi4mm.runtime.engine import Engine, Generation, RowState, prompts
-from phi4mm.runtime.runner import ModelRunner, Piece
-from phi4mm.runtime.sampling import Sampling
 from phi4mm.types import Request
 from tests.conftest import TINY, randomise
 
@@ -41,7 +41,7 @@ REQUESTS = (
     Request("Longer than a window", audios=[speech(3.7, 2), speech(0.4, 3)]),
     Request("A much longer question, so that the others are padded. " * 3),
     Request("Two pictures", images=[picture(60, 60), picture(130, 130)]),
-    Request("The bare backbone", audios=[speech(0.5, 4)], adapter=None),
+    Request("The bare decoder", audios=[speech(0.5, 4)], adapter=None),
 )
 
 
@@ -71,19 +71,19 @@ def greedy_without_cache(model: Phi4MMModel, processor: Processor, row: Row, num
     generated: list[int] = []
     for _ in range(num_tokens):
         length = embeddings.shape[1]
-        hidden = model.backbone(
+        hidden = model.decoder(
             embeddings,
             torch.arange(length)[None],
             model.long_rows(torch.tensor([length])),
             gate=model.gate((row.route,)),
         )
-        generated.append(int(model.backbone.logits(hidden[0, -1]).argmax()))
-        embeddings = torch.cat((embeddings, model.backbone.embed_tokens(torch.tensor([generated[-1:]]))), dim=1)
+        generated.append(int(model.decoder.logits(hidden[0, -1]).argmax()))
+        embeddings = torch.cat((embeddings, model.decoder.embed_tokens(torch.tensor([generated[-1:]]))), dim=1)
     return generated
 
 
 @torch.no_grad()
-def test_scores_alone_equal_scores_in_a_batch(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
+def test_logits_alone_equal_scores_in_a_batch(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
     together = tiny_model(processor.collate(rows))
     for row, in_batch in zip(rows, together, strict=True):
         alone = tiny_model(processor.collate([row]))[0]
@@ -112,7 +112,7 @@ def test_what_lies_past_a_clip_does_not_matter(tiny_model: Phi4MMModel, processo
 
 
 def test_a_row_that_crosses_the_rope_range_equals_one_without_a_cache(processor: Processor, rows: list[Row]) -> None:
-    config = replace(TINY, backbone=replace(TINY.backbone, original_max_positions=len(rows[2].token_ids) + 5))
+    config = replace(TINY, decoder=replace(TINY.decoder, original_max_positions=len(rows[2].token_ids) + 5))
     model = Phi4MMModel(config).eval().requires_grad_(False)
     randomise(model, seed=1)
     crossing, short, long = rows[2], rows[0], rows[5]
@@ -145,7 +145,7 @@ def test_a_stopped_row_gives_no_more_tokens(tiny_model: Phi4MMModel, processor: 
 
 
 def test_a_row_ends_where_the_positions_end(processor: Processor, rows: list[Row]) -> None:
-    config = replace(TINY, backbone=replace(TINY.backbone, max_positions=len(rows[0].token_ids) + 3))
+    config = replace(TINY, decoder=replace(TINY.decoder, max_positions=len(rows[0].token_ids) + 3))
     model = Phi4MMModel(config).eval()
     steps = list(Generation(model, processor.collate(rows[:1]), [Sampling(50)]))
     assert (len(steps), steps[-1].finish_reason) == (3, "length")
@@ -160,18 +160,18 @@ def test_a_dropped_stream_leaves_nothing(tiny_model: Phi4MMModel, processor: Pro
     assert not any(type(kept) in (RowState, KeyValueCache) for kept in gc.get_objects())
 
 
-def test_prompts_in_pieces_give_the_same_scores(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
+def test_prompts_in_pieces_give_the_same_logits(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
     batch = processor.collate(rows)
     whole = ModelRunner(tiny_model, len(rows))
     prompts_ = prompts(tiny_model, batch, [Sampling(1)] * len(rows))
     with torch.no_grad():
         expected = tiny_model(batch)
-        scores = whole.prefill(
+        logits = whole.prefill(
             [Piece(slot, 0, prompt.embeddings, prompt.route, False, True) for slot, prompt in enumerate(prompts_)]
         )
         for slot, prompt in enumerate(prompts_):
             last = expected[slot, len(prompt.token_ids) - 1]
-            assert (scores[slot] - last).norm() / last.norm() < 1e-5
+            assert (logits[slot] - last).norm() / last.norm() < 1e-5
             pieces = prompt.embeddings.split(11)
             for index, piece in enumerate(pieces):
                 final = index == len(pieces) - 1
@@ -201,7 +201,7 @@ def test_tokens_do_not_depend_on_what_comes_and_goes(
 
 
 def test_sliding_window(processor: Processor, rows: list[Row]) -> None:
-    config = replace(TINY, backbone=replace(TINY.backbone, sliding_window=13))
+    config = replace(TINY, decoder=replace(TINY.decoder, sliding_window=13))
     model = Phi4MMModel(config).eval().requires_grad_(False)
     randomise(model, seed=2)
     prompt = prompts(model, processor.collate([rows[5]]), [Sampling(12)])[0]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phi4mm.runtime.engine import Engine, RowState
-from tests.runtime.mock_runner import MockRunner, alone, make_prompt
+from phi4mm.engine.engine import Engine, RowState
+from tests.engine.mock_runner import MockRunner, alone, make_prompt
 
 
 @dataclass(frozen=True)

@@ -16,73 +16,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phi4mm.engine.swap import swap_linears
 from phi4mm.errors import Phi4MMError
-from phi4mm.model.mixture import MixtureLinear
+from phi4mm.model.lora import LoRALinear
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.runtime.swap import swap_linears
 
 _PAGE_OUT = 21  # MADV_PAGEOUT, since Linux 5.4
 
 
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+def can_prepack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels have an order of their own: in bfloat16, on a CPU that oneDNN knows how to use for it."""
     if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def packed(weight: Tensor) -> Tensor:
+def prepacked(weight: Tensor) -> Tensor:
     """A weight [out_size, in_size] in the kernels' order."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
 def product(hidden: Tensor, weight: Tensor) -> Tensor:
-    """[..., in_size] times a plain or packed weight: [..., out_size]."""
+    """[..., in_size] times a plain or prepacked weight: [..., out_size]."""
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")
     return F.linear(hidden, weight)
 
 
-class PackedLinear(MixtureLinear):
+class PrepackedLinear(LoRALinear):
     """A frozen weight in the kernels' order, with the adapters as they were."""
 
-    packed: Tensor
+    prepacked: Tensor
 
-    def __init__(self, linear: MixtureLinear) -> None:
+    def __init__(self, linear: LoRALinear) -> None:
         nn.Module.__init__(self)
         self.lora_a, self.lora_b = linear.lora_a, linear.lora_b
-        self.register_buffer("packed", packed(linear.weight.detach()))
+        self.register_buffer("prepacked", prepacked(linear.weight.detach()))
 
     def frozen(self, hidden: Tensor) -> Tensor:
-        return product(hidden, self.packed)
+        return product(hidden, self.prepacked)
 
     def plain(self) -> Tensor:
         """A copy of the weight as it was."""
-        return self.packed.to_dense()
+        return self.prepacked.to_dense()
 
 
 @torch.no_grad()
-def pack_backbone(model: Phi4MMModel) -> Phi4MMModel:
-    """Pack the decoder's linears in place, one after another.
+def prepack_decoder(model: Phi4MMModel) -> Phi4MMModel:
+    """Prepack the decoder's linears in place, one after another.
 
     Raises:
         Phi4MMError: the kernels have no order of their own for the model's device and precision.
     """
-    if not can_pack(model.device, model.dtype):
+    if not can_prepack(model.device, model.dtype):
         raise Phi4MMError(
-            f"pack=True is not available in {str(model.dtype).removeprefix('torch.')} on {model.device}; pass "
+            f"prepack=True is not available in {str(model.dtype).removeprefix('torch.')} on {model.device}; pass "
             "device='cpu' and dtype='bfloat16', or leave it out"
         )
 
     mapped = _mapped_files()
 
     def make(_: str, linear: nn.Module) -> nn.Module:
-        assert isinstance(linear, MixtureLinear)
-        result = PackedLinear(linear).eval()
+        assert isinstance(linear, LoRALinear)
+        result = PrepackedLinear(linear).eval()
         _give_back(linear.weight, mapped)
         return result
 
-    return swap_linears(model, MixtureLinear, make)
+    return swap_linears(model, LoRALinear, make)
 
 
 def _mapped_files() -> list[range]:

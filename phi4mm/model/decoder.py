@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phi4mm.model.config import BackboneConfig
-from phi4mm.model.mixture import Gate, MixtureLinear
+from phi4mm.model.config import DecoderConfig
+from phi4mm.model.lora import Gate, LoRALinear
 from phi4mm.model.rope import rotary_tables, rotate
 
 
@@ -42,13 +42,13 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention; queries, keys and values come from one fused projection."""
 
-    def __init__(self, config: BackboneConfig, layer: int, total_rank: int) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, total_rank: int) -> None:
         super().__init__()
         self.layer = layer
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.head_size = config.head_size
-        self.qkv_proj = MixtureLinear(config.hidden_size, sum(self.heads) * self.head_size, total_rank)
-        self.o_proj = MixtureLinear(config.num_heads * self.head_size, config.hidden_size, total_rank)
+        self.qkv_proj = LoRALinear(config.hidden_size, sum(self.heads) * self.head_size, total_rank)
+        self.o_proj = LoRALinear(config.num_heads * self.head_size, config.hidden_size, total_rank)
 
     def forward(
         self,
@@ -76,10 +76,10 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Gated MLP; the first half of the fused projection is the gate."""
 
-    def __init__(self, config: BackboneConfig, total_rank: int) -> None:
+    def __init__(self, config: DecoderConfig, total_rank: int) -> None:
         super().__init__()
-        self.gate_up_proj = MixtureLinear(config.hidden_size, 2 * config.intermediate_size, total_rank)
-        self.down_proj = MixtureLinear(config.intermediate_size, config.hidden_size, total_rank)
+        self.gate_up_proj = LoRALinear(config.hidden_size, 2 * config.intermediate_size, total_rank)
+        self.down_proj = LoRALinear(config.intermediate_size, config.hidden_size, total_rank)
 
     def forward(self, hidden: Tensor, gate: Gate | None) -> Tensor:
         gating, value = self.gate_up_proj(hidden, gate).chunk(2, dim=-1)
@@ -89,7 +89,7 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP."""
 
-    def __init__(self, config: BackboneConfig, layer: int, total_rank: int) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, total_rank: int) -> None:
         super().__init__()
         self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attention = Attention(config, layer, total_rank)
@@ -110,15 +110,15 @@ class DecoderLayer(nn.Module):
         return hidden + self.mlp(self.post_attention_norm(hidden), gate)
 
 
-class Backbone(nn.Module):
-    """The decoder, from embeddings to hidden states; ``logits`` turns those into scores.
+class Decoder(nn.Module):
+    """The decoder, from embeddings to hidden states; ``logits`` turns those into logits.
 
     Args:
         config: sizes.
         total_rank: the sum of the adapters' ranks that each linear makes room for; 0 for a bare decoder.
     """
 
-    def __init__(self, config: BackboneConfig, total_rank: int = 0) -> None:
+    def __init__(self, config: DecoderConfig, total_rank: int = 0) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)

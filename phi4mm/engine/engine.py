@@ -10,11 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from phi4mm.engine.runner import ModelRunner, Piece, Token
+from phi4mm.engine.sampler import Choice, Sampling, next_tokens
 from phi4mm.model.batch import Batch
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
-from phi4mm.runtime.runner import ModelRunner, Piece, Token
-from phi4mm.runtime.sampling import Choice, Sampling, next_tokens
 
 PREFILL_TOKENS = 512  # of prompts run between two decoding steps: enough to keep the arithmetic busy
 
@@ -31,11 +31,11 @@ class Runner(Protocol):
         ...
 
     def prefill(self, pieces: Sequence[Piece]) -> Tensor:
-        """Run pieces of prompts; the scores after each final one [final pieces, vocabulary]."""
+        """Run pieces of prompts; the logits after each final one [final pieces, vocabulary]."""
         ...
 
     def decode(self, tokens: Sequence[Token]) -> Tensor:
-        """Run one token of each of some rows; the scores after each [rows, vocabulary]."""
+        """Run one token of each of some rows; the logits after each [rows, vocabulary]."""
         ...
 
     def move(self, source: int, target: int, num_tokens: int) -> None:
@@ -167,12 +167,12 @@ class Engine:
         running = self._running()
         if not running:
             return []
-        scores = self._runner.decode(
+        logits = self._runner.decode(
             [Token(slot, state.token_ids[-1], state.position, state.route, state.long) for slot, state in running]
         )
         for _, state in running:
             state.position += 1
-        return self._advance([state for _, state in running], scores)
+        return self._advance([state for _, state in running], logits)
 
     def _close_gaps(self) -> None:
         """Move the last rows into free slots, so that those that are decoded lie in the first ones."""
@@ -199,8 +199,8 @@ class Engine:
                 break
         if not pieces:
             return []
-        scores = self._runner.prefill(pieces)
-        return self._advance(finished, scores) if finished else []
+        logits = self._runner.prefill(pieces)
+        return self._advance(finished, logits) if finished else []
 
     def _unfinished(self, without: set[int]) -> Iterator[tuple[int, RowState]]:
         """The slots and rows whose prompts are to be run, oldest row first. A waiting row is given a slot when it is
@@ -214,10 +214,10 @@ class Engine:
             self._slots[slot] = state
             yield slot, state
 
-    def _advance(self, states: Sequence[RowState], scores: Tensor) -> list[Step]:
-        """Choose each row's next token from its scores, and end or turn the rows that it takes over a limit."""
+    def _advance(self, states: Sequence[RowState], logits: Tensor) -> list[Step]:
+        """Choose each row's next token from its logits, and end or turn the rows that it takes over a limit."""
         chosen = next_tokens(
-            scores,
+            logits,
             [state.token_ids for state in states],
             [state.sampling for state in states],
             [state.generator for state in states],

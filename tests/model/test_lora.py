@@ -1,4 +1,4 @@
-"""MixtureLinear and the router: the right update for each row, none at all for text."""
+"""LoRALinear and the router: the right update for each row, none at all for text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from phi4mm.errors import PromptError
-from phi4mm.model.backbone import Backbone
 from phi4mm.model.config import AdapterConfig
-from phi4mm.model.mixture import MixtureLinear, adapter_spans, make_gate
+from phi4mm.model.decoder import Decoder
+from phi4mm.model.lora import LoRALinear, adapter_spans, make_gate
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Modality, Route, Router
 from tests.conftest import TINY, randomise
@@ -21,7 +21,7 @@ ADAPTERS = (AdapterConfig("vision", 3, 6.0), AdapterConfig("middle", 2, 1.0), Ad
     [("speech", "speech"), ("vision", None), ("vision", "speech"), (None, "middle", "speech"), ("vision", "vision")],
 )
 def test_each_row_gets_its_own_update(names: tuple[str | None, ...]) -> None:
-    linear = MixtureLinear(5, 7, 9)
+    linear = LoRALinear(5, 7, 9)
     randomise(linear)
     hidden = torch.randn(len(names), 6, 5)
     gate = make_gate(ADAPTERS, [Route(name) for name in names], device=hidden.device, dtype=hidden.dtype)
@@ -42,18 +42,18 @@ def test_rows_without_adapter_need_no_gate() -> None:
 
 
 @torch.no_grad()
-def test_text_rows_equal_the_bare_backbone_bit_for_bit(tiny_model: Phi4MMModel) -> None:
-    bare = Backbone(TINY.backbone).eval()
-    weights = {name: value for name, value in tiny_model.backbone.state_dict().items() if "lora_" not in name}
+def test_text_rows_equal_the_bare_decoder_bit_for_bit(tiny_model: Phi4MMModel) -> None:
+    bare = Decoder(TINY.decoder).eval()
+    weights = {name: value for name, value in tiny_model.decoder.state_dict().items() if "lora_" not in name}
     missing = bare.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys
     assert all("lora_" in name for name in missing.missing_keys)
-    embeddings = torch.randn(3, 11, TINY.backbone.hidden_size)
+    embeddings = torch.randn(3, 11, TINY.decoder.hidden_size)
     positions = torch.arange(11).expand(3, -1)
     long_rows = torch.zeros(3, dtype=torch.bool)
-    ours = tiny_model.backbone(embeddings, positions, long_rows, gate=tiny_model.gate((Route(),) * 3))
+    ours = tiny_model.decoder(embeddings, positions, long_rows, gate=tiny_model.gate((Route(),) * 3))
     assert torch.equal(ours, bare(embeddings, positions, long_rows))
-    mixed = tiny_model.backbone(
+    mixed = tiny_model.decoder(
         embeddings, positions, long_rows, gate=tiny_model.gate((Route(), Route("speech"), Route("vision")))
     )
     assert torch.equal(mixed[0], ours[0])

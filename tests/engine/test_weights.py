@@ -1,4 +1,4 @@
-"""Folded, packed and quantised weights: what they compute, what they leave alone, and how they are undone."""
+"""Merged, prepacked and quantised weights: what they compute, what they leave alone, and how they are undone."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from phi4mm import Phi4MM, Phi4MMError
-from phi4mm.model.backbone import Backbone
-from phi4mm.model.mixture import MixtureLinear, make_gate
+from phi4mm.engine.merge import MergedLinear, merge, unmerge
+from phi4mm.engine.prepack import PrepackedLinear, can_prepack, prepack_decoder
+from phi4mm.engine.quantize import Int4Linear, Int8Linear, QuantizedLinear, quantize_decoder
+from phi4mm.model.decoder import Decoder
+from phi4mm.model.lora import LoRALinear, make_gate
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.router import Route
-from phi4mm.runtime.fold import FoldedLinear, fold, unfold
-from phi4mm.runtime.pack import PackedLinear, can_pack, pack_backbone
-from phi4mm.runtime.quantize import Int4Linear, Int8Linear, QuantizedLinear, quantize_backbone
 from tests.conftest import TINY, randomise
 from tests.test_api import REQUESTS
 
-CAN_PACK = can_pack(torch.device("cpu"), torch.bfloat16)
-needs_packing = pytest.mark.skipif(not CAN_PACK, reason="oneDNN has no bfloat16 kernels for this processor")
+CAN_PREPACK = can_prepack(torch.device("cpu"), torch.bfloat16)
+needs_prepacking = pytest.mark.skipif(not CAN_PREPACK, reason="oneDNN has no bfloat16 kernels for this processor")
 ROUTES = [(None, None), ("speech", "speech"), ("vision", "vision"), ("speech", None), ("vision", "speech")]
 
 
@@ -32,47 +32,47 @@ def make_model() -> Phi4MMModel:
 
 @torch.no_grad()
 def hidden_states(model: Phi4MMModel, names: tuple[str | None, ...]) -> torch.Tensor:
-    embeddings = torch.randn(len(names), 9, TINY.backbone.hidden_size, generator=torch.manual_seed(0))
+    embeddings = torch.randn(len(names), 9, TINY.decoder.hidden_size, generator=torch.manual_seed(0))
     positions = torch.arange(9).expand(len(names), -1)
     long_rows = torch.zeros(len(names), dtype=torch.bool)
     gate = model.gate(tuple(Route(name) for name in names))
-    result: torch.Tensor = model.backbone(embeddings, positions, long_rows, gate=gate)
+    result: torch.Tensor = model.decoder(embeddings, positions, long_rows, gate=gate)
     return result
 
 
 @pytest.mark.parametrize("names", ROUTES)
-def test_folded_rows_equal_those_with_the_adapter(names: tuple[str | None, ...]) -> None:
+def test_merged_rows_equal_those_with_the_adapter(names: tuple[str | None, ...]) -> None:
     model = make_model()
     expected = hidden_states(model, names)
-    folded = hidden_states(fold(model, "speech"), names)
-    assert (folded - expected).norm() / expected.norm() < 1e-5
+    merged = hidden_states(merge(model, "speech"), names)
+    assert (merged - expected).norm() / expected.norm() < 1e-5
     if names != ("speech", "speech"):
-        assert torch.equal(folded, expected)
+        assert torch.equal(merged, expected)
 
 
-def test_unfolding_restores_the_frozen_weights_bit_for_bit() -> None:
+def test_unmerging_restores_the_frozen_weights_bit_for_bit() -> None:
     model = make_model()
     frozen = {name: (tensor, tensor.clone()) for name, tensor in model.state_dict().items()}
-    fold(fold(model, "speech"), "vision")
-    assert any(isinstance(module, FoldedLinear) for module in model.modules())
-    unfold(unfold(model))
+    merge(merge(model, "speech"), "vision")
+    assert any(isinstance(module, MergedLinear) for module in model.modules())
+    unmerge(unmerge(model))
     for name, tensor in model.state_dict().items():
         assert tensor.data_ptr() == frozen[name][0].data_ptr()
         assert torch.equal(tensor, frozen[name][1])
     assert model.state_dict().keys() == frozen.keys()
 
 
-def test_a_folded_run_says_the_same(tokenizer_file: Path) -> None:
+def test_a_merged_run_says_the_same(tokenizer_file: Path) -> None:
     model = Phi4MM(make_model(), tokenizer_file)
     expected = model.chat_batch(REQUESTS)
-    fold(model.model, "speech")
+    merge(model.model, "speech")
     assert model.chat_batch(REQUESTS) == expected
-    model.unfold()
+    model.unmerge()
     assert model.chat_batch(REQUESTS) == expected
 
 
-def make_linear(in_size: int = 192, out_size: int = 96) -> MixtureLinear:
-    linear = MixtureLinear(in_size, out_size, sum(adapter.rank for adapter in TINY.adapters))
+def make_linear(in_size: int = 192, out_size: int = 96) -> LoRALinear:
+    linear = LoRALinear(in_size, out_size, sum(adapter.rank for adapter in TINY.adapters))
     randomise(linear, seed=5)
     return linear.requires_grad_(False)
 
@@ -96,9 +96,9 @@ def test_kernels_agree_with_dequantized_weights(kind: str, num_tokens: int) -> N
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_only_the_decoders_linears_are_quantized(kind: str) -> None:
     model, plain = make_model(), make_model().state_dict()
-    quantize_backbone(model, kind)
+    quantize_decoder(model, kind)
     linears = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    assert len(linears) == 4 * TINY.backbone.num_layers
+    assert len(linears) == 4 * TINY.decoder.num_layers
     state = model.state_dict()
     left = {name for name in plain if name in state}
     assert {name.rpartition(".")[0] for name in plain.keys() - left} == {
@@ -117,56 +117,56 @@ def test_fewer_bytes(kind: str, least: float) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_rows_of_a_quantized_model_do_not_depend_on_the_batch(kind: str, tokenizer_file: Path) -> None:
-    model = Phi4MM(quantize_backbone(make_model(), kind), tokenizer_file)
+    model = Phi4MM(quantize_decoder(make_model(), kind), tokenizer_file)
     assert model.chat_batch(REQUESTS) == [model.chat_batch([request])[0] for request in REQUESTS]
 
 
-@needs_packing
-def test_packed_weights_compute_the_same_bits() -> None:
+@needs_prepacking
+def test_prepacked_weights_compute_the_same_bits() -> None:
     model = make_model().bfloat16()
-    embeddings = torch.randn(2, 9, TINY.backbone.hidden_size, generator=torch.manual_seed(0)).bfloat16()
+    embeddings = torch.randn(2, 9, TINY.decoder.hidden_size, generator=torch.manual_seed(0)).bfloat16()
     positions, short = torch.arange(9).expand(2, -1), torch.zeros(2, dtype=torch.bool)
 
     def hidden(*names: str | None) -> torch.Tensor:
         with torch.no_grad():
-            result: torch.Tensor = model.backbone(
+            result: torch.Tensor = model.decoder(
                 embeddings, positions, short, gate=model.gate(tuple(Route(name) for name in names))
             )
         return result
 
-    weights = [module.weight for module in model.backbone.modules() if type(module) is MixtureLinear]
+    weights = [module.weight for module in model.decoder.modules() if type(module) is LoRALinear]
     before = hidden("speech", None)
-    fold(model, "speech")
-    folded = hidden("speech", "speech")
-    unfold(model)
-    pack_backbone(model)
-    linears = [module for module in model.backbone.modules() if isinstance(module, PackedLinear)]
+    merge(model, "speech")
+    merged = hidden("speech", "speech")
+    unmerge(model)
+    prepack_decoder(model)
+    linears = [module for module in model.decoder.modules() if isinstance(module, PrepackedLinear)]
     assert len(linears) == len(weights) > 0
     assert all(torch.equal(linear.plain(), weight) for linear, weight in zip(linears, weights, strict=True))
     assert torch.equal(hidden("speech", None), before)
-    fold(model, "speech")
-    assert torch.equal(hidden("speech", "speech"), folded)
-    unfold(model)
+    merge(model, "speech")
+    assert torch.equal(hidden("speech", "speech"), merged)
+    unmerge(model)
     assert torch.equal(hidden("speech", None), before)
 
 
 def test_what_cannot_be_done_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
     with pytest.raises(Phi4MMError, match=r"'music'.*'vision', 'speech'"):
-        fold(make_model(), "music")
-    quantized = quantize_backbone(make_model(), "int8")
+        merge(make_model(), "music")
+    quantized = quantize_decoder(make_model(), "int8")
     with pytest.raises(Phi4MMError, match="quantize=None"):
-        fold(quantized, "speech")
+        merge(quantized, "speech")
     with pytest.raises(Phi4MMError, match="only plain weights can be saved"):
         Phi4MM(quantized, tokenizer_file).save_pretrained(tmp_path / "saved")
     with pytest.raises(Phi4MMError, match="not available in float32 on cpu"):
-        pack_backbone(make_model())
-    for options in ({"quantize": "int8", "pack": True}, {"compile": True, "pack": True}):
+        prepack_decoder(make_model())
+    for options in ({"quantize": "int8", "prepack": True}, {"compile": True, "prepack": True}):
         with pytest.raises(Phi4MMError, match="do not go together"):
             Phi4MM.from_pretrained(**options)  # type: ignore[arg-type]
     odd = make_model()
-    odd.backbone.layers[0].mlp.down_proj = make_linear(48, 64)
+    odd.decoder.layers[0].mlp.down_proj = make_linear(48, 64)
     with pytest.raises(Phi4MMError, match="down_proj is 64 x 48"):
-        quantize_backbone(odd, "int4")
+        quantize_decoder(odd, "int4")
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,12 @@ def test_what_cannot_be_done_is_refused(tokenizer_file: Path, tmp_path: Path) ->
     [
         {"quantize": "int8"},
         {"quantize": "int4"},
-        {"fold": "speech"},
-        pytest.param({"fold": "speech", "pack": True}, marks=needs_packing),
+        {"merge": "speech"},
+        pytest.param({"merge": "speech", "prepack": True}, marks=needs_prepacking),
     ],
 )
 def test_the_bundled_checkpoint(options: dict[str, Any]) -> None:
     clip = Path(__file__).parents[2] / "assets" / "samples" / "telephone.flac"
     model = Phi4MM.from_pretrained(**options)
-    assert isinstance(model.model.backbone, Backbone)
+    assert isinstance(model.model.decoder, Decoder)
     assert model.transcribe(clip, max_new_tokens=20).text == "five five two eight oh one four"
