@@ -264,7 +264,7 @@ def warm_up(recogniser: Recogniser, loaded: list[LoadedClip], times: int) -> Non
 
 @dataclass(frozen=True)
 class LoadedClip:
-    """A clip with its samples [n] and its duration in seconds, or with why they is not available."""
+    """A clip with its samples [n] and its duration in seconds, or with why they are not available."""
 
     clip: Clip
     samples: np.ndarray

@@ -130,7 +130,7 @@ def score_folder(
 
     Raises:
         ResultsError: there are no results, or a line is wrong.
-        ScoringError: the rules is not available, or a set has no rows that count.
+        ScoringError: the rules are not available, or a set has no rows that count.
     """
     paths = manifests(folder)
     begun = [path for path in paths if path.stat().st_size] or paths

@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from phi4mm.errors import AudioError, BatchError, CheckpointError, ImageError, Phi4MMError, PromptError
-from phi4mm.model.router import Modality, Route, Router
-from phi4mm.types import Reply, Request, Segment, Transcript, Usage, Word
+from phi4mm.errors import (
+    AdapterError,
+    AudioError,
+    BatchError,
+    CheckpointError,
+    ClosedError,
+    ImageError,
+    Phi4MMError,
+    PromptError,
+)
+from phi4mm.types import (
+    Modality,
+    Reply,
+    Request,
+    Route,
+    SamplingParams,
+    Segment,
+    TokenLogprob,
+    Transcript,
+    Usage,
+    Word,
+)
 
 if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
@@ -15,9 +34,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterError",
     "AudioError",
     "BatchError",
     "CheckpointError",
+    "ClosedError",
     "ImageError",
     "Modality",
     "Phi4MM",
@@ -26,12 +47,14 @@ __all__ = [
     "Reply",
     "Request",
     "Route",
-    "Router",
+    "SamplingParams",
     "Segment",
+    "TokenLogprob",
     "Transcript",
     "Usage",
     "Word",
     "Workers",
+    "__version__",
 ]
 
 

@@ -26,6 +26,14 @@ class CheckpointError(Phi4MMError):
     """A checkpoint folder, its configuration or one of its tensors is wrong."""
 
 
+class AdapterError(Phi4MMError):
+    """An adapter cannot be loaded, unloaded or used."""
+
+
+class ClosedError(Phi4MMError):
+    """The model was closed before the request was answered."""
+
+
 class BatchError(Phi4MMError):
     """Some rows of a batch failed; the others were answered.
 

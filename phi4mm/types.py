@@ -2,14 +2,149 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypedDict
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Protocol, TypedDict
 
 from phi4mm.errors import PromptError
-from phi4mm.model.router import Route
 
 DEFAULT_MAX_NEW_TOKENS = 512
+MAX_LOGPROBS = 20
+MAX_CHOICES = 128
+_SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
+
+
+class Modality(StrEnum):
+    """What a request carries beside its text."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    AUDIO = "audio"
+    IMAGE_AUDIO = "image+audio"
+
+    @classmethod
+    def of(cls, *, has_images: bool, has_audios: bool) -> Modality:
+        if has_images:
+            return cls.IMAGE_AUDIO if has_audios else cls.IMAGE
+        return cls.AUDIO if has_audios else cls.TEXT
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a row goes: the LoRA adapters whose updates it adds (none: the bare decoder) and the projector of its
+    audio."""
+
+    adapters: tuple[str, ...] = ()
+    audio_projector: str | None = None
+
+    @property
+    def adapter(self) -> str | None:
+        """Deprecated: ``adapters``, joined with "+"; ``None`` for none."""
+        warnings.warn("Route.adapter is deprecated; use Route.adapters, a tuple", DeprecationWarning, stacklevel=2)
+        return "+".join(self.adapters) or None
+
+
+class LogitsProcessor(Protocol):
+    """Changes a row's logits before the next token is chosen; it is called once for each token of its row.
+
+    It runs in the engine's thread: an exception that it raises ends its row alone.
+    """
+
+    def __call__(self, token_ids: Sequence[int], logits: Any) -> Any:
+        """The logits to choose from, as a tensor [vocabulary]; ``logits`` may be changed in place and returned.
+
+        Args:
+            token_ids: what was generated so far, without the prompt.
+            logits: a float32 tensor [vocabulary], after penalties and bias.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How a row's tokens are chosen, and when it ends.
+
+    Attributes:
+        max_new_tokens: the most tokens to generate, the stop token included.
+        temperature: 0 for greedy decoding; otherwise what the logits are divided by.
+        top_p: keep the smallest set of tokens whose probability exceeds this (Holtzman et al. 2020).
+        top_k: keep this many tokens; 0 keeps all.
+        min_p: keep tokens at least this many times as probable as the most probable one (Nguyen et al. 2024).
+        repetition_penalty: divides positive and multiplies negative logits of tokens that are in the row, the prompt
+            included (Keskar et al. 2019); 1 changes nothing.
+        presence_penalty: subtracted from the logits of tokens that were generated before (OpenAI), -2 to 2.
+        frequency_penalty: the same, for each time that they were generated.
+        logit_bias: token id -> added to its logit, -100 to 100.
+        banned_tokens: token ids that are never chosen.
+        stop: strings that end the reply; they are not part of it.
+        stop_token_ids: tokens that end the row, beside the checkpoint's own; they are not part of the reply.
+        logprobs: report the log-probability of each generated token and of so many of the most probable ones, 0 to 20;
+            ``None`` for none.
+        n: how many replies; the others than the first are in ``Reply.alternatives``.
+        seed: of this row's own random numbers, so that its tokens are the same alone and in any batch; ``None`` for a
+            fresh one.
+        processors: called one after another on the row's logits before each choice.
+
+    Raises:
+        PromptError: a value has the wrong type or is out of range; it names the option.
+    """
+
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    banned_tokens: Sequence[int] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    logprobs: int | None = None
+    n: int = 1
+    seed: int | None = None
+    processors: Sequence[LogitsProcessor] = ()
+
+    def __post_init__(self) -> None:
+        _whole("max_new_tokens", self.max_new_tokens, 1)
+        _number("temperature", self.temperature, 0.0, 100.0)
+        _number("top_p", self.top_p, 0.0, 1.0, open_below=True)
+        _whole("top_k", self.top_k, 0)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_below=True)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if not isinstance(self.logit_bias, Mapping):
+            raise _wrong("logit_bias", self.logit_bias, "a mapping of token ids to numbers")
+        for token_id, bias in self.logit_bias.items():
+            _whole("logit_bias: token id", token_id, 0)
+            _number(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
+        for name in ("banned_tokens", "stop_token_ids"):
+            _sequence(name, getattr(self, name), "token ids")
+            for token_id in getattr(self, name):
+                _whole(f"{name}: token id", token_id, 0)
+        _sequence("stop", self.stop, "strings")
+        for stop in self.stop:
+            if not (isinstance(stop, str) and stop):
+                raise _wrong("stop", stop, "non-empty strings")
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _whole("n", self.n, 1, MAX_CHOICES)
+        if self.seed is not None and (not _is_whole(self.seed) or self.seed not in _SEEDS):
+            raise _wrong("seed", self.seed, "a whole number of up to 64 bits, or None")
+        _sequence("processors", self.processors, "functions")
+        for processor in self.processors:
+            if not callable(processor):
+                raise _wrong("processors", processor, "functions of (token_ids, logits)")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the highest logit decides."""
+        return self.temperature == 0.0
 
 
 @dataclass(frozen=True)
@@ -25,17 +160,13 @@ class Request:
         history: earlier turns, each ``{"role": "user" | "assistant" | "tool", "content": text}``. User turns may place
             the request's media too.
         tools: tool definitions, each a JSON-serialisable mapping.
-        adapter: ``"auto"`` (by modality), ``None`` (the bare decoder), or an adapter's name.
-        max_new_tokens: the most tokens to generate.
-        temperature: 0 for greedy decoding; otherwise what the logits are divided by.
-        top_p: keep the smallest set of tokens whose probability exceeds this.
-        top_k: keep this many tokens; 0 keeps all.
-        repetition_penalty: over 1 makes tokens that are in the row already less likely (Keskar et al. 2019).
-        stop: strings that end the reply; they are not part of it.
-        seed: of this row's own random generator; ``None`` for a fresh one.
+        adapter: ``"auto"`` (by modality), ``None`` (the bare decoder), an adapter's name, a tuple of names whose
+            updates are summed, or ``"auto+NAME"`` for one on top of the modality's own.
+        sampling: how tokens are chosen and when the reply ends.
 
     Raises:
-        PromptError: an option is out of range, or the text is not a string.
+        PromptError: a field has the wrong type, or there is nothing to answer: no text but blanks, no media, no
+            history and no system message.
     """
 
     text: str = ""
@@ -44,68 +175,105 @@ class Request:
     system: str | None = None
     history: Sequence[Mapping[str, str]] = ()
     tools: Sequence[Mapping[str, Any]] = ()
-    adapter: str | None = "auto"
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    stop: Sequence[str] = ()
-    seed: int | None = None
+    adapter: str | tuple[str, ...] | None = "auto"
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.text, str), f"text is a {type(self.text).__name__}; expected a string")
-        for name in ("images", "audios"):
-            media = getattr(self, name)
-            _require(
-                isinstance(media, Sequence) and not isinstance(media, str | bytes),
-                f"{name} is a {type(media).__name__}; expected a list of {name}, even for a single one",
-            )
-        _require(not isinstance(self.stop, str), f"stop is the string {self.stop!r}; expected a list of strings")
-        _require(all(isinstance(stop, str) and stop for stop in self.stop), "stop: expected non-empty strings")
-        _require(
-            isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1,
-            f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number, 1 or more",
-        )
-        _require(_within(self.temperature, 0.0, 100.0), f"temperature is {self.temperature!r}; expected 0 to 100")
-        _require(_within(self.top_p, 0.0, 1.0) and self.top_p > 0, f"top_p is {self.top_p!r}; expected over 0, up to 1")
-        _require(isinstance(self.top_k, int) and self.top_k >= 0, f"top_k is {self.top_k!r}; expected 0 (all) or more")
-        _require(
-            _within(self.repetition_penalty, 0.0, 100.0) and self.repetition_penalty > 0,
-            f"repetition_penalty is {self.repetition_penalty!r}; expected over 0 (1 changes nothing)",
-        )
+        if not isinstance(self.text, str):
+            raise _wrong("text", self.text, "a string")
+        for name in ("images", "audios", "history", "tools"):
+            _sequence(name, getattr(self, name), f"{name}, even for a single one")
+        if not isinstance(self.system, str | None):
+            raise _wrong("system", self.system, "a string or None")
+        names = (self.adapter,) if isinstance(self.adapter, str | None) else self.adapter
+        if not isinstance(names, tuple) or not all(isinstance(name, str | None) for name in names):
+            raise _wrong("adapter", self.adapter, "a name, a tuple of names, or None")
+        if not isinstance(self.sampling, SamplingParams):
+            raise _wrong("sampling", self.sampling, "SamplingParams")
+        if not (self.text.strip() or self.images or self.audios or self.history or self.system):
+            raise PromptError("the request is empty; expected a text that is not blank, an image or audio")
 
     @classmethod
     def of(cls, value: Request | Mapping[str, Any]) -> Request:
-        """A request from a request or a mapping with its fields.
+        """A request from a request or from a mapping with its fields; those of ``SamplingParams`` stand among them.
 
         Raises:
             PromptError: a key is not a field, or the value is neither.
         """
         if isinstance(value, Request):
             return value
-        _require(isinstance(value, Mapping), f"a request is a {type(value).__name__}; expected a Request or a dict")
-        known = [field.name for field in fields(cls)]
-        unknown = [str(key) for key in value if key not in known]
-        _require(not unknown, f"a request has unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
-        return cls(**value)
+        if not isinstance(value, Mapping):
+            raise PromptError(f"a request is a {type(value).__name__}; expected a Request or a dict")
+        return cls.make(**{str(key): item for key, item in value.items()})
+
+    @classmethod
+    def make(cls, text: str = "", **options: Any) -> Request:
+        """A request from its fields, those of ``SamplingParams`` among them or together as ``sampling``.
+
+        Raises:
+            PromptError: an option is not known, or its value is bad.
+        """
+        own, sampling = _names(cls), _names(SamplingParams)
+        unknown = [name for name in options if name not in own | sampling]
+        if unknown:
+            known = [field.name for field in (*fields(cls), *fields(SamplingParams))]
+            raise PromptError(f"a request has unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+        chosen = {name: value for name, value in options.items() if name in sampling}
+        rest = {name: value for name, value in options.items() if name in own}
+        if chosen:
+            base = rest.pop("sampling", SamplingParams())
+            if not isinstance(base, SamplingParams):
+                raise _wrong("sampling", base, "SamplingParams")
+            rest["sampling"] = replace(base, **chosen)
+        return cls(text, **rest)
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise PromptError(message)
+def _names(kind: type[Request] | type[SamplingParams]) -> set[str]:
+    return {field.name for field in fields(kind)}
 
 
-def _within(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and low <= value <= high
+def _wrong(name: str, value: Any, expected: str) -> PromptError:
+    return PromptError(f"{name} is {value!r:.80}; expected {expected}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    if not _is_whole(value) or value < least or (most is not None and value > most):
+        raise _wrong(name, value, f"a whole number, {least} or more" if most is None else f"{least} to {most}")
+
+
+def _number(name: str, value: Any, low: float, high: float, *, open_below: bool = False) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high or (open_below and value == low):
+        raise _wrong(name, value, f"{'over ' if open_below else ''}{low:g} to {high:g}")
+
+
+def _sequence(name: str, value: Any, of: str) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
+        raise _wrong(name, value, f"a list of {of}")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a reply: of the prompt (media included), and generated (the stop token included)."""
+    """Tokens of a reply: of the prompt (media included), generated (the stop token included), and how many of the
+    prompt's were not computed again, as an earlier row had begun alike. Equality passes over the last."""
 
     prompt_tokens: int
     new_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A generated token, its natural log-probability at temperature 1 and without penalties, and the most probable
+    tokens in its place with theirs, the most probable first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,11 +284,14 @@ class Reply:
         text: the answer; tool calls stand in it as ``<|tool_call|>[...]<|/tool_call|>``.
         token_ids: what was generated, without the token that ended it.
         route: the adapter and audio projector that answered.
-        finish_reason: "stop" (a stop token or string) or "length".
+        finish_reason: "stop" (a stop token or string), "length", "tool_calls" or "cancelled" (then the text is what
+            came until then).
         avg_logprob: mean natural log-probability of the generated tokens, at temperature 1. Rounding in it depends on
             the batch, so equality passes it over.
         usage: token counts.
         tool_calls: the calls in ``text``, parsed: mappings with "name" and "arguments".
+        logprobs: of each of ``token_ids``, if ``SamplingParams.logprobs`` asks for them.
+        alternatives: the other replies, where ``SamplingParams.n`` asks for several.
     """
 
     text: str
@@ -130,6 +301,8 @@ class Reply:
     avg_logprob: float = field(compare=False)
     usage: Usage
     tool_calls: tuple[dict[str, Any], ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, compare=False)
+    alternatives: tuple[Reply, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -197,7 +370,35 @@ class Transcript:
         return cls(values["text"], segments, values["duration"])
 
 
-class RequestOptions(TypedDict, total=False):
+class SamplingOptions(TypedDict, total=False):
+    """The fields of ``SamplingParams``, as keyword arguments."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    banned_tokens: Sequence[int]
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    logprobs: int | None
+    n: int
+    seed: int | None
+    processors: Sequence[LogitsProcessor]
+
+
+class DecodingOptions(SamplingOptions, total=False):
+    """How a request is answered, as keyword arguments: its adapter, and ``SamplingParams`` whole or by field."""
+
+    adapter: str | tuple[str, ...] | None
+    sampling: SamplingParams
+
+
+class RequestOptions(DecodingOptions, total=False):
     """The fields of ``Request`` beside its text, as keyword arguments."""
 
     images: Sequence[Any]
@@ -205,24 +406,3 @@ class RequestOptions(TypedDict, total=False):
     system: str | None
     history: Sequence[Mapping[str, str]]
     tools: Sequence[Mapping[str, Any]]
-    adapter: str | None
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    stop: Sequence[str]
-    seed: int | None
-
-
-class DecodingOptions(TypedDict, total=False):
-    """The fields of ``Request`` that say how to answer, as keyword arguments."""
-
-    adapter: str | None
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    stop: Sequence[str]
-    seed: int | None
