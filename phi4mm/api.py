@@ -3,51 +3,91 @@
 from __future__ import annotations
 
 import os
+import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, TypeVar, Unpack
 
 import torch
 
-from phi4mm.checkpoint import load_checkpoint, save_checkpoint
-from phi4mm.engine.cuda_graphs import CompiledRunners
-from phi4mm.engine.engine import Generation, MakeRunner
+from phi4mm.adapters import Adapters
+from phi4mm.checkpoint import save_checkpoint
+from phi4mm.client import Client, check_batch_size
+from phi4mm.devices import DeviceInfo, describe
+from phi4mm.engine.core import Core
+from phi4mm.engine.encoders import Encoders
+from phi4mm.engine.handle import Handle
+from phi4mm.engine.memory import cache_tokens
 from phi4mm.engine.merge import MergedLinear, unmerge
-from phi4mm.engine.merge import merge as merge_adapter
-from phi4mm.engine.prepack import PrepackedLinear, prepack_decoder
-from phi4mm.engine.quantize import QuantizedLinear, quantize_decoder
-from phi4mm.engine.runner import ModelRunner
-from phi4mm.errors import BatchError, Phi4MMError, PromptError
+from phi4mm.engine.options import EngineOptions
+from phi4mm.engine.prepack import PrepackedLinear
+from phi4mm.engine.quantize import QuantizedLinear
+from phi4mm.engine.runner import MakeRunner, ModelRunner
+from phi4mm.errors import BatchError, Phi4MMError
 from phi4mm.inputs.audio import load_audio, stream_audio
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.prompt import speech_prompt, with_hotwords
 from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.loading import load
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.pipeline import Prepare, answer_all, answer_of, sampling_of
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
 
 _Result = TypeVar("_Result")
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class Phi4MM:
-    """Phi-4-multimodal with its processor. Make one with ``from_pretrained``.
+    """Phi-4-multimodal with its processor and its engine. Make one with ``from_pretrained``.
+
+    It may be used from many threads at once: all calls are clients of one engine, a thread that starts with the first
+    of them, and their rows share its steps. ``close()``, the end of a ``with`` block or of the program ends it.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer_file: ``tokenizer.json``.
+        options: the bounds of the engine.
+        make_runner: of the model and the number of tokens that the KV cache holds; in the engine's thread.
+        info: of what the model runs on.
 
     Attributes:
         model: the network; ``model(batch)`` gives logits [rows, tokens, vocabulary].
         processor: requests to a batch; ``processor(requests)``.
+        adapters: the LoRA adapters: ``names``, ``load(name, folder)``, ``unload(name)``, while rows run.
+        device_info: device, precision, processor, and why they were chosen.
     """
 
-    def __init__(self, model: Phi4MMModel, tokenizer_file: Path, *, make_runner: MakeRunner = ModelRunner) -> None:
+    def __init__(
+        self,
+        model: Phi4MMModel,
+        tokenizer_file: Path,
+        *,
+        options: EngineOptions | None = None,
+        make_runner: MakeRunner = ModelRunner,
+        info: DeviceInfo | None = None,
+    ) -> None:
         self.model = model
-        self._make_runner = make_runner
         self.tokenizer_file = tokenizer_file
-        self.processor = Processor(model.config, Tokenizer(tokenizer_file))
+        self.device_info = info or describe(model.device, model.dtype, prepacked=False, why="as the model was made")
+        self.processor = Processor(model.config, Tokenizer(tokenizer_file), lambda: model.adapters)
+        bounds = options or EngineOptions()
+
+        def make_core() -> Core:
+            return Core(make_runner(model, cache_tokens(model, bounds)), Encoders(model, bounds), bounds)
+
+        self._client = Client(
+            self.processor,
+            make_core,
+            stop_token_ids=model.config.decoder.stop_token_ids,
+            read_ahead_bytes=bounds.read_ahead_bytes,
+        )
+        self.adapters = Adapters(model, self._client.between_steps, self._client.without_users)
+        self._finalizer = weakref.finalize(self, self._client.close)
 
     @classmethod
     def from_pretrained(
@@ -58,9 +98,13 @@ class Phi4MM:
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
         merge: str | None = None,
-        prepack: bool = False,
+        prepack: bool | Literal["auto"] = "auto",
         compile: bool = False,
         revision: str | None = None,
+        cache_tokens: int | None = None,
+        max_rows: int = EngineOptions.max_rows,
+        options: EngineOptions | None = None,
+        **deprecated: Any,
     ) -> Phi4MM:
         """Load a checkpoint.
 
@@ -68,38 +112,66 @@ class Phi4MM:
             source: ``None`` for the bundled checkpoint, a folder, or a hub id such as
                 ``"microsoft/Phi-4-multimodal-instruct"`` (safetensors only; downloaded once).
             device: ``"auto"`` takes a GPU where there is one; or any torch device.
-            dtype: ``"auto"`` keeps the checkpoint's own; or "float32", "bfloat16", "float16", or a torch dtype.
+            dtype: ``"auto"`` takes what is fastest on the device and fits into memory (see ``device_info``); or
+                "float32", "bfloat16", "float16", or a torch dtype.
             quantize: "int8" or "int4" stores the decoder's linears in as many bits, on the CPU; adapters, towers,
                 projectors and embedding stay as they are. Decoding reads less; long prompts become slower.
             merge: an adapter to merge into a copy of the decoder's weights, for a run of rows that all take it; rows of
                 other routes are still right. ``model.unmerge()`` drops the copy.
             prepack: lay the decoder's linears out in the order of the CPU's kernels, in bfloat16: decoding is faster,
-                and the same to the bit.
+                and the same to the bit. "auto" does so where the processor has instructions for bfloat16.
             compile: compile decoding (torch.compile, with CUDA graphs on a GPU); the first steps of each size take a
-                while. It needs Triton on a GPU, a C++ compiler on a CPU, and weights neither quantised nor prepacked.
+                while. It needs Triton on a GPU, a C++ compiler on a CPU, and weights that are not quantised.
             revision: branch, tag or commit of a hub id.
+            cache_tokens: tokens that the KV cache holds, of all rows together; ``None``: a share of the free memory.
+            max_rows: the most rows that are decoded together.
+            options: all bounds of the engine, instead of the two before.
 
         Raises:
             CheckpointError: the checkpoint is not available, or its files are wrong.
             Phi4MMError: the device, dtype, quantisation or adapter to merge is not available.
         """
-        kinds = {f"quantize={quantize!r}": quantize is not None, "prepack=True": prepack, "compile=True": compile}
-        chosen = [kind for kind, wanted in kinds.items() if wanted]
-        if len(chosen) > 1:
-            raise Phi4MMError(f"{' and '.join(chosen)} do not go together; leave out all but one")
-        checkpoint = load_checkpoint(source, device=_device(device), dtype=_dtype(dtype), revision=revision)
-        if quantize is not None:
-            quantize_decoder(checkpoint.model, quantize)
-        if prepack:
-            prepack_decoder(checkpoint.model)
-        if merge is not None:
-            merge_adapter(checkpoint.model, merge)
-        make_runner = CompiledRunners() if compile else ModelRunner
-        return cls(checkpoint.model, checkpoint.tokenizer_file, make_runner=make_runner)
+        merge, prepack = _renamed(deprecated, merge, prepack)
+        if compile and (quantize is not None or prepack is True):
+            other = f"quantize={quantize!r}" if quantize is not None else "prepack=True"
+            raise Phi4MMError(f"{other} and compile=True do not go together; leave out all but one")
+        bounds = options or EngineOptions(cache_tokens=cache_tokens, max_rows=max_rows)
+        loaded = load(
+            source,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            merge=merge,
+            prepack=False if compile else prepack,
+            revision=revision,
+        )
+        make_runner: MakeRunner = ModelRunner
+        if compile:
+            from phi4mm.engine.cuda_graphs import CompiledRunner
+
+            make_runner = partial(CompiledRunner, max_rows=bounds.max_rows)
+        return cls(loaded.model, loaded.tokenizer_file, options=bounds, make_runner=make_runner, info=loaded.info)
+
+    def close(self) -> None:
+        """End the engine. Each request that has not ended fails with a ``ClosedError``, as do later ones."""
+        self._finalizer()
+
+    def __enter__(self) -> Phi4MM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def unmerge(self) -> None:
         """Drop what ``merge`` made; the frozen weights are bit for bit what they were."""
-        unmerge(self.model)
+        self._client.between_steps(lambda: unmerge(self.model))
+
+    def unfold(self) -> None:
+        """Deprecated: ``unmerge``."""
+        warnings.warn("Phi4MM.unfold is deprecated; use unmerge", DeprecationWarning, stacklevel=2)
+        self.unmerge()
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, layout: Literal["phi4mm", "transformers"] = "phi4mm"
@@ -113,46 +185,75 @@ class Phi4MM:
             raise Phi4MMError("only plain weights can be saved; load the model without quantize=, merge= and prepack=")
         return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
 
+    def submit(self, request: Request | Mapping[str, Any]) -> Handle:
+        """Queue a request, from any thread or event loop.
+
+        Args:
+            request: a request, or a mapping with its fields.
+
+        Returns:
+            A handle: iterate it (``for`` or ``async for``) for the pieces of the text, call ``result()`` or ``await``
+            it for the reply, or ``cancel()`` it. What is wrong with the request's media is raised there.
+
+        Raises:
+            PromptError: an option or the prompt is bad.
+            ClosedError: the model is closed.
+        """
+        return self._client.submit(Request.of(request))
+
     def chat(self, text: str = "", **options: Unpack[RequestOptions]) -> Reply:
         """Answer one request.
 
         Args:
             text: the user's text.
-            **options: any other field of ``Request``: images, audios, system, history, tools, adapter,
-                max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed.
+            **options: any other field of ``Request`` (images, audios, system, history, tools, adapter) and of
+                ``SamplingParams`` (max_new_tokens, temperature, top_p, stop, seed, ...).
 
         Raises:
             Phi4MMError: an input or option is bad.
         """
-        [reply] = self._answer([partial(self._prepare, Request(text, **options))], batch_size=1)
-        if isinstance(reply, Phi4MMError):
-            raise reply
-        return reply
+        request = Request.make(text, **options)
+        handle = self._client.submit_row(request, self.processor.row(request))
+        with cancelled_if_interrupted(handle):
+            return handle.result()
 
     def chat_batch(self, requests: Sequence[Request | Mapping[str, Any]], *, batch_size: int = 16) -> list[Reply]:
         """Answer many requests, of any mixture of modalities; each is answered as it would be alone.
 
         Args:
-            requests: requests, or mappings with the fields of ``Request``.
-            batch_size: the most rows decoded together.
+            requests: requests, or mappings with the fields of ``Request`` and ``SamplingParams``.
+            batch_size: the most rows of this call that are decoded together.
 
         Returns:
             One reply per request, in order.
 
         Raises:
+            PromptError: ``batch_size`` is not a whole number of 1 or more.
             BatchError: some requests are bad; its ``results`` hold the replies to the others.
         """
-        jobs = [partial(self._prepare, request) for request in requests]
-        return _all_or_errors(self._answer(jobs, batch_size=batch_size))
+        check_batch_size(batch_size)
+
+        def read(request: Request | Mapping[str, Any]) -> tuple[Request, Row]:
+            made = Request.of(request)
+            return made, self.processor.row(made)
+
+        return _all_or_errors(self._client.results([partial(read, one) for one in requests], batch_size=batch_size))
 
     def stream(self, text: str = "", **options: Unpack[RequestOptions]) -> Iterator[str]:
         """Answer one request piece by piece; the pieces together are ``chat``'s text. Arguments as ``chat``.
 
-        A bad input raises here, before the first piece.
+        A bad input raises here, before the first piece. Closing the iterator ends the request.
         """
-        request = Request(text, **options)
-        row = self.processor.row(request)
-        return self._pieces(request, row)
+        request = Request.make(text, **options)
+        handle = self._client.submit_row(request, self.processor.row(request))
+
+        def pieces() -> Iterator[str]:
+            try:
+                yield from handle
+            finally:
+                handle.cancel()
+
+        return pieces()
 
     def transcribe(
         self,
@@ -172,8 +273,8 @@ class Phi4MM:
             to: the language to translate to, in English ("German").
             prompt: your own wording, instead of the task's.
             hotwords: names and terms that may occur; the model is told of them in the prompt.
-            **options: the fields of ``SpeechOptions`` (vad, channel, max_piece, ...) and adapter, max_new_tokens,
-                temperature, top_p, top_k, repetition_penalty, stop, seed.
+            **options: the fields of ``SpeechOptions`` (vad, channel, max_piece, ...), adapter, and those of
+                ``SamplingParams``.
 
         Raises:
             AudioError: the audio cannot be read.
@@ -191,7 +292,7 @@ class Phi4MM:
         hotwords: Sequence[str] = (),
         **options: Unpack[TranscribeOptions],
     ) -> Transcription:
-        """``transcribe``, segment by segment: each is decoded when it is asked for, ``batch_size`` pieces at a time.
+        """``transcribe``, segment by segment, while up to ``batch_size`` pieces are decoded ahead.
 
         Only what is being decoded is in memory. Arguments as ``transcribe``; live audio may be handed in as an
         iterator of its consecutive parts, each ``(samples, sampling_rate)``, best with ``batch_size=1``. An option
@@ -199,7 +300,8 @@ class Phi4MM:
         """
         speech, decoding = SpeechOptions.split(options, task=task)
         text = with_hotwords(speech_prompt(task, to) if prompt is None else prompt, hotwords)
-        return Transcription(self, stream_audio(audio, channel=speech.channel), Request(text, **decoding), speech)
+        request = Request.make(text, **decoding)
+        return Transcription(self._client, stream_audio(audio, channel=speech.channel), request, speech)
 
     def transcribe_batch(
         self,
@@ -211,51 +313,46 @@ class Phi4MM:
         batch_size: int = 16,
         **options: Unpack[DecodingOptions],
     ) -> list[Transcript]:
-        """What is said in many clips, each handed to the model whole: no search for speech, nothing decoded twice.
+        """What is said in many clips, each transcribed whole: no search for speech, nothing decoded twice.
 
-        For clips of up to ``config.speech.max_seconds``, as corpora have them; arguments as ``transcribe``.
+        For clips of up to ``config.front_end.max_seconds``, as corpora have them; arguments as ``transcribe``.
 
         Raises:
             BatchError: some clips are bad; its ``results`` hold the transcripts of the others.
+            PromptError: an option is bad.
         """
-        request = Request(speech_prompt(task, to) if prompt is None else prompt, **options)
+        check_batch_size(batch_size)
+        request = Request.make(speech_prompt(task, to) if prompt is None else prompt, **options)
         durations: dict[int, float] = {}
 
-        def prepare(index: int) -> tuple[Request, Row]:
+        def read(index: int) -> tuple[Request, Row]:
             waveform = load_audio(audios[index])
             durations[index] = waveform.duration
-            return self._prepare(replace(request, audios=[(waveform.samples, waveform.sampling_rate)]))
+            made = replace(request, audios=[(waveform.samples, waveform.sampling_rate)])
+            return made, self.processor.row(made)
 
-        replies = self._answer([partial(prepare, index) for index in range(len(audios))], batch_size=batch_size)
+        results = self._client.results([partial(read, index) for index in range(len(audios))], batch_size=batch_size)
         return _all_or_errors(
             [
-                reply if isinstance(reply, Phi4MMError) else _transcript(reply, durations[index])
-                for index, reply in enumerate(replies)
+                result if isinstance(result, Phi4MMError) else _transcript(result, durations[index])
+                for index, result in enumerate(results)
             ]
         )
 
-    def _prepare(self, request: Request | Mapping[str, Any]) -> tuple[Request, Row]:
-        request = Request.of(request)
-        return request, self.processor.row(request)
 
-    def _answer(self, jobs: Sequence[Prepare], *, batch_size: int) -> list[Reply | Phi4MMError]:
-        if batch_size < 1:
-            raise PromptError(f"batch_size is {batch_size}; expected 1 or more")
-        return answer_all(self.model, self.processor, jobs, batch_size=batch_size, make_runner=self._make_runner)
-
-    def _pieces(self, request: Request, row: Row) -> Iterator[str]:
-        answer = answer_of(request, row, self.model, self.processor)
-        batch, samplings = self.processor.collate([row]), [sampling_of(request, self.model)]
-        for step in Generation(self.model, batch, samplings, make_runner=self._make_runner):
-            if piece := answer.push(step):
-                yield piece
-            if answer.finished:
-                return
+@contextmanager
+def cancelled_if_interrupted(handle: Handle) -> Iterator[None]:
+    """Ends a request whose caller is interrupted."""
+    try:
+        yield
+    except BaseException:
+        handle.cancel()
+        raise
 
 
 def _transcript(reply: Reply, duration: float) -> Transcript:
-    said = reply.text.strip()
-    return Transcript(said, (Segment(0.0, duration, said),) if said else (), duration)
+    text = reply.text.strip()
+    return Transcript(text, (Segment(0.0, duration, text),) if text else (), duration)
 
 
 def _all_or_errors(results: Sequence[_Result | Phi4MMError]) -> list[_Result]:
@@ -267,25 +364,14 @@ def _all_or_errors(results: Sequence[_Result | Phi4MMError]) -> list[_Result]:
     return [result for result in good if result is not None]
 
 
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise Phi4MMError(f"device {str(name)!r} is not available here ({reason}); try 'auto' or 'cpu'") from error
-    return device
-
-
-def _dtype(name: str | torch.dtype) -> torch.dtype | None:
-    if isinstance(name, torch.dtype):
-        if name.is_floating_point:
-            return name
-    elif name == "auto":
-        return None
-    elif name in _DTYPES:
-        return _DTYPES[name]
-    raise Phi4MMError(f"dtype is {str(name)!r}; expected 'auto' or one of {', '.join(_DTYPES)}")
+def _renamed(
+    deprecated: dict[str, Any], merge: str | None, prepack: bool | Literal["auto"]
+) -> tuple[str | None, bool | Literal["auto"]]:
+    """``merge`` and ``prepack``, which were called ``fold`` and ``pack``."""
+    unknown = deprecated.keys() - {"fold", "pack"}
+    if unknown:
+        raise TypeError(f"from_pretrained() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+    for old, new in (("fold", "merge"), ("pack", "prepack")):
+        if old in deprecated:
+            warnings.warn(f"{old}= is deprecated; use {new}=", DeprecationWarning, stacklevel=3)
+    return deprecated.get("fold", merge), deprecated.get("pack", prepack)

@@ -1,298 +1,210 @@
-"""Continuous batching. The engine knows tokens and positions, nothing of text or media."""
+"""The engine: one thread that runs the rows of all callers, one step after another."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from phi4mm.engine.runner import ModelRunner, Piece, Token
-from phi4mm.engine.sampler import Choice, Sampling, next_tokens
-from phi4mm.model.batch import Batch
-from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Route
+from phi4mm.engine.core import Core, EngineError
+from phi4mm.engine.row import Group, Prompt, Row, Sink
+from phi4mm.errors import ClosedError
 
-PREFILL_TOKENS = 512  # of prompts run between two decoding steps: enough to keep the arithmetic busy
+_Result = TypeVar("_Result")
 
-
-class Runner(Protocol):
-    """What the engine needs of a model with a cache of ``num_slots`` slots."""
-
-    num_slots: int
-    max_positions: int
-    original_max_positions: int
-
-    def embed(self, token_ids: Sequence[int]) -> Tensor:
-        """[tokens] -> [tokens, hidden]."""
-        ...
-
-    def prefill(self, pieces: Sequence[Piece]) -> Tensor:
-        """Run pieces of prompts; the logits after each final one [final pieces, vocabulary]."""
-        ...
-
-    def decode(self, tokens: Sequence[Token]) -> Tensor:
-        """Run one token of each of some rows; the logits after each [rows, vocabulary]."""
-        ...
-
-    def move(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first ``num_tokens`` of one slot to another."""
-        ...
-
-
-MakeRunner = Callable[[Phi4MMModel, int], Runner]  # of a model and a number of slots
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A row to be continued.
-
-    Attributes:
-        token_ids: of the prompt.
-        embeddings: [tokens, hidden], with media in their places.
-        route: its adapter.
-        sampling: how to choose tokens and when to end.
-    """
-
-    token_ids: Sequence[int]
-    embeddings: Tensor
-    route: Route
-    sampling: Sampling
-
-
-@dataclass(frozen=True)
-class Step:
-    """One generated token: the row, the token, its log-probability, and why the row ended, if it did."""
-
-    row: int
-    token_id: int
-    log_probability: float
-    finish_reason: str | None
+_GATHER_SECONDS = 0.003  # an idle engine waits so long for the next of several rows that are being read
 
 
 @dataclass(eq=False)
-class RowState:
-    """One row from its arrival to its end.
+class Ticket:
+    """A row on its way to the engine, in it, or ended.
 
     Attributes:
-        index: the row's number, in order of arrival.
-        prompt: the prompt's embeddings [tokens, hidden], kept while the row may need a second prefill.
-        token_ids: prompt and generated tokens.
-        pending: embeddings to be prefilled, from position 0 on; ``None`` while the row is decoded.
-        position: tokens of the row that are in the cache.
-        long: whether it takes the long rope factors.
-        num_new: how many tokens were generated.
+        prompt: until the row is made.
+        sink: told what becomes of it.
+        group: its call's.
     """
 
-    index: int
-    prompt: Tensor | None
-    token_ids: list[int]
-    route: Route
-    sampling: Sampling
-    pending: Tensor | None
-    long: bool
-    position: int = 0
-    num_new: int = 0
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    prompt: Prompt | None
+    sink: Sink
+    group: Group | None = None
+    row: Row | None = None
+    cancelled: bool = False
 
 
 class Engine:
-    """Decodes rows that come and go. Each row's tokens are those that it has alone.
+    """Runs a ``Core`` in a thread of its own, which starts with the first row and ends with ``close``.
 
-    Call ``submit`` at any time and ``step`` while ``busy``. A step runs one token of every row whose prompt is done,
-    takes waiting rows into free slots, and runs at most ``prefill_tokens`` tokens of prompts, oldest row first; so a
-    long prompt holds up the others by one piece of it at a time, and no row waits for another to end.
+    Every method may be called from any thread.
 
     Args:
-        runner: the model and its cache.
-        prefill_tokens: the most prompt tokens run in a step.
+        make_core: called in the thread.
+        expecting: how many rows are being read and will come soon: an idle engine then waits a little, so that rows
+            which come together are encoded and computed together.
     """
 
-    def __init__(self, runner: Runner, *, prefill_tokens: int = PREFILL_TOKENS) -> None:
-        self._runner = runner
-        self._prefill_tokens = prefill_tokens
-        self._slots: list[RowState | None] = [None] * runner.num_slots
-        self._waiting: deque[RowState] = deque()
-        self._num_submitted = 0
+    def __init__(self, make_core: Callable[[], Core], expecting: Callable[[], int] = lambda: 0) -> None:
+        self._make_core = make_core
+        self._expecting = expecting
+        self._commands: deque[Callable[[Core], None]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._num_threads = 1
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a row; what becomes of it is told to its sink, in the engine's thread.
+
+        Raises:
+            ClosedError: the engine is closed.
+        """
+
+        def begin(core: Core) -> None:
+            prompt, ticket.prompt = ticket.prompt, None
+            if ticket.cancelled or prompt is None:
+                return
+            try:
+                ticket.row = core.submit(prompt, ticket.sink, ticket.group)
+            except Exception as error:
+                ticket.sink.fail(error)
+
+        def refused(error: ClosedError) -> None:
+            ticket.sink.fail(error)
+
+        self._send(begin, refused)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a row; one that has ended is passed over."""
+        ticket.cancelled = True
+
+        def end(core: Core) -> None:
+            if ticket.row is not None:
+                core.cancel(ticket.row)
+
+        try:
+            self._send(end)
+        except ClosedError:
+            return
+
+    def call(self, function: Callable[[Core], _Result]) -> _Result:
+        """What a function of the core returns, which is called between two steps.
+
+        Raises:
+            ClosedError: the engine is closed.
+            Exception: what the function raises.
+        """
+        future: Future[_Result] = Future()
+
+        def run(core: Core) -> None:
+            try:
+                with torch.inference_mode():
+                    future.set_result(function(core))
+            except BaseException as error:
+                future.set_exception(error)
+
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("called from the engine's own thread, which would wait for itself")
+        self._send(run, refused=future.set_exception)
+        return future.result()
+
+    def close(self) -> None:
+        """End the thread; every row that has not ended fails with a ``ClosedError``. Again: nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None and threading.current_thread() is not self._thread:
+            self._thread.join()
 
     @property
-    def busy(self) -> bool:
-        """Whether any row is waiting or being run."""
-        return bool(self._waiting) or any(self._slots)
+    def closed(self) -> bool:
+        return self._closed
 
-    @property
-    def num_free(self) -> int:
-        """Slots that no row has or waits for."""
-        return max(self._slots.count(None) - len(self._waiting), 0)
+    def _send(self, command: Callable[[Core], None], refused: Callable[[ClosedError], None] | None = None) -> None:
+        with self._changed:
+            if self._closed:
+                raise closed_error()
+            if self._thread is None:
+                self._num_threads = torch.get_num_threads()
+                self._thread = threading.Thread(target=self._run, name="phi4mm-engine", daemon=True)
+                self._thread.start()
+            if refused is not None:
+                command = _Refusable(command, refused)
+            self._commands.append(command)
+            self._changed.notify()
 
-    def submit(self, prompt: Prompt) -> int:
-        """Queue a row and return its number, which its steps carry."""
-        length = len(prompt.token_ids)
-        original = self._runner.original_max_positions
-        may_cross = length <= original < length + prompt.sampling.max_new_tokens
-        row = RowState(
-            index=self._num_submitted,
-            prompt=prompt.embeddings if may_cross else None,
-            token_ids=list(prompt.token_ids),
-            route=prompt.route,
-            sampling=prompt.sampling,
-            pending=prompt.embeddings,
-            long=length > original,
-            generator=prompt.sampling.generator(),
-        )
-        self._num_submitted += 1
-        self._waiting.append(row)
-        return row.index
+    def _run(self) -> None:
+        torch.set_num_threads(self._num_threads)  # a thread of its own has a setting of its own
+        try:
+            core = self._make_core()
+        except BaseException as error:
+            self._refuse_all(error)
+            return
+        while self._next(core):
+            try:
+                core.step()
+            except Exception as error:  # a fault of the engine itself: no row must wait for ever
+                core.fail_all(lambda error=error: _fault(error))  # type: ignore[misc]
+        core.fail_all(closed_error)
+        self._refuse_all(None)
 
-    def cancel(self, row: int) -> None:
-        """End a row from outside; its slot is free at once. One that has ended, or never was, is passed over."""
-        self._waiting = deque(state for state in self._waiting if state.index != row)
-        self._slots = [None if state is not None and state.index == row else state for state in self._slots]
+    def _next(self, core: Core) -> bool:
+        """Carry out what was asked for, and wait where there is nothing to do; ``False`` where the engine is closed."""
+        while True:
+            with self._changed:
+                while not (self._commands or self._closed or core.busy):
+                    self._changed.wait()
+                if self._closed:
+                    return False
+                commands = list(self._commands)
+                self._commands.clear()
+            for command in commands:
+                command(core)
+            gathers = core.scheduler.waiting and not core.scheduler.running and self._expecting()
+            if not gathers or not commands:
+                if core.busy:
+                    return True
+                continue
+            with self._changed:
+                if not (self._commands or self._closed):
+                    self._changed.wait(_GATHER_SECONDS)
 
-    @torch.inference_mode()
-    def step(self) -> list[Step]:
-        """Go on by at most one token a row."""
-        decoded = self._decode()
-        return decoded + self._prefill(without={step.row for step in decoded})
-
-    def _running(self) -> list[tuple[int, RowState]]:
-        """The slots and rows that are decoded."""
-        return [(slot, state) for slot, state in enumerate(self._slots) if state and state.pending is None]
-
-    def _decode(self) -> list[Step]:
-        self._close_gaps()
-        running = self._running()
-        if not running:
-            return []
-        logits = self._runner.decode(
-            [Token(slot, state.token_ids[-1], state.position, state.route, state.long) for slot, state in running]
-        )
-        for _, state in running:
-            state.position += 1
-        return self._advance([state for _, state in running], logits)
-
-    def _close_gaps(self) -> None:
-        """Move the last rows into free slots, so that those that are decoded lie in the first ones."""
-        while (running := self._running()) and None in self._slots[: running[-1][0]]:
-            (source, state), target = running[-1], self._slots.index(None)
-            self._runner.move(source, target, state.position)
-            self._slots[target], self._slots[source] = state, None
-
-    def _prefill(self, without: set[int]) -> list[Step]:
-        room = self._prefill_tokens
-        pieces: list[Piece] = []
-        finished: list[RowState] = []
-        for slot, state in self._unfinished(without):
-            assert state.pending is not None
-            start, end = state.position, min(state.position + room, len(state.pending))
-            final = end == len(state.pending)
-            pieces.append(Piece(slot, start, state.pending[start:end], state.route, state.long, final))
-            state.position = end
-            room -= end - start
-            if final:
-                state.pending = None
-                finished.append(state)
-            if not room:
-                break
-        if not pieces:
-            return []
-        logits = self._runner.prefill(pieces)
-        return self._advance(finished, logits) if finished else []
-
-    def _unfinished(self, without: set[int]) -> Iterator[tuple[int, RowState]]:
-        """The slots and rows whose prompts are to be run, oldest row first. A waiting row is given a slot when it is
-        its turn: until then the slot is free for a row that is decoded."""
-        begun = [(slot, state) for slot, state in enumerate(self._slots) if state and state.pending is not None]
-        for slot, state in sorted(begun, key=lambda pair: pair[1].index):
-            if state.index not in without:
-                yield slot, state
-        while self._waiting and None in self._slots:
-            slot, state = self._slots.index(None), self._waiting.popleft()
-            self._slots[slot] = state
-            yield slot, state
-
-    def _advance(self, states: Sequence[RowState], logits: Tensor) -> list[Step]:
-        """Choose each row's next token from its logits, and end or turn the rows that it takes over a limit."""
-        chosen = next_tokens(
-            logits,
-            [state.token_ids for state in states],
-            [state.sampling for state in states],
-            [state.generator for state in states],
-        )
-        return [self._push(state, choice) for state, choice in zip(states, chosen, strict=True)]
-
-    def _push(self, state: RowState, choice: Choice) -> Step:
-        token_id = choice.token_id
-        state.token_ids.append(token_id)
-        state.num_new += 1
-        length = len(state.token_ids)
-        finish_reason = None
-        if token_id in state.sampling.stop_token_ids:
-            finish_reason = "stop"
-        elif state.num_new >= state.sampling.max_new_tokens or length >= self._runner.max_positions:
-            finish_reason = "length"
-        if finish_reason is not None:
-            self.cancel(state.index)
-        elif length > self._runner.original_max_positions and not state.long:
-            self._turn_long(state)
-        return Step(state.index, token_id, choice.log_probability, finish_reason)
-
-    def _turn_long(self, state: RowState) -> None:
-        """With the long factors every key of the row changes: run it again from its start, and only this row."""
-        assert state.prompt is not None
-        new = self._runner.embed(state.token_ids[-state.num_new :])
-        state.pending = torch.cat((state.prompt, new))
-        state.prompt, state.position, state.long = None, 0, True
+    def _refuse_all(self, error: BaseException | None) -> None:
+        """Nothing that was asked for is left unanswered."""
+        with self._changed:
+            self._closed = True
+            commands = list(self._commands)
+            self._commands.clear()
+        for command in commands:
+            if isinstance(command, _Refusable):
+                command.refused(closed_error(error))
 
 
-class Generation:
-    """The decoding of one batch: iterate it for a ``Step`` per generated token, in the order in which they come.
+class _Refusable:
+    """A command, and whom to tell that it will not be carried out."""
 
-    Args:
-        model: in evaluation mode.
-        batch: the rows.
-        samplings: one per row.
-        make_runner: of the model and a number of slots.
-    """
+    def __init__(self, command: Callable[[Core], None], refused: Callable[[ClosedError], None]) -> None:
+        self.command = command
+        self.refused = refused
 
-    def __init__(
-        self,
-        model: Phi4MMModel,
-        batch: Batch,
-        samplings: Sequence[Sampling],
-        *,
-        make_runner: MakeRunner = ModelRunner,
-    ) -> None:
-        self._model = model
-        self._batch = batch
-        self._samplings = tuple(samplings)
-        self._engine = Engine(make_runner(model, len(batch.routes)))
-
-    def stop(self, row: int) -> None:
-        """End a row from outside (a stop string was found); the others go on."""
-        self._engine.cancel(row)
-
-    def __iter__(self) -> Iterator[Step]:
-        for prompt in prompts(self._model, self._batch, self._samplings):
-            self._engine.submit(prompt)
-        while self._engine.busy:
-            yield from self._engine.step()
+    def __call__(self, core: Core) -> None:
+        self.command(core)
 
 
-@torch.inference_mode()
-def prompts(model: Phi4MMModel, batch: Batch, samplings: Sequence[Sampling]) -> list[Prompt]:
-    """The rows of a batch as the engine takes them: the media are encoded here."""
-    embeddings = model.embed(batch.to(model.device))
-    return [
-        Prompt(
-            token_ids=batch.token_ids[index, :length].tolist(),
-            # A copy, so that a row does not hold the whole batch in memory.
-            embeddings=embeddings[index, :length].clone(),
-            route=batch.routes[index],
-            sampling=sampling,
-        )
-        for index, (length, sampling) in enumerate(zip(batch.lengths.tolist(), samplings, strict=True))
-    ]
+def closed_error(cause: BaseException | None = None) -> ClosedError:
+    """An error of its own for each caller."""
+    error = ClosedError(
+        "the model is closed; load it again to go on" if cause is None else f"the engine could not start: {cause}"
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _fault(cause: Exception) -> EngineError:
+    error = EngineError(f"the engine failed ({type(cause).__name__}: {cause}); please report this")
+    error.__cause__ = cause
+    return error

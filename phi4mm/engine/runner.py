@@ -1,142 +1,148 @@
-"""The engine's two calculations, prefill and decode, over the model and its key/value cache."""
+"""The engine's calculations over the model and its KV cache: encode media, prefill, decode, copy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from phi4mm.engine.kv_cache import DecodeAttention, KeyValueCache, PrefillAttention, Stretch
+from phi4mm.engine.attention import DecodeAttention, PrefillAttention
+from phi4mm.engine.kv_cache import Extent, KVCache
+from phi4mm.model.decoder import Wanted
+from phi4mm.model.lora import row_adapters
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Route
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of a prompt.
+class Chunk:
+    """Neighbouring tokens of one row, to be prefilled.
 
     Attributes:
-        slot: of the row.
-        start: position of its first token; the earlier ones have been run.
-        embeddings: [tokens, hidden].
-        route: of the row.
+        extent: of the row.
+        start: position of the first token; the earlier ones are computed.
+        token_ids: of the chunk.
+        media: embeddings that take the place of those of tokens: where in the chunk, and [tokens, hidden].
+        adapters: of the row.
         long: whether the row takes the long rope factors.
-        final: whether it ends the prompt, so that its last token's logits are wanted.
+        final: whether it ends what is known of the row, so that its last token's logits are wanted.
     """
 
-    slot: int
+    extent: Extent
     start: int
-    embeddings: Tensor
-    route: Route
+    token_ids: Sequence[int]
+    media: Sequence[tuple[int, Tensor]]
+    adapters: tuple[str, ...]
     long: bool
     final: bool
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.token_ids)
 
 
 @dataclass(frozen=True)
 class Token:
-    """The newest token of the row in ``slot``, which stands at ``position``; the earlier ones have been run."""
+    """The newest token of the row in ``extent``, which stands at ``position``; the earlier ones are computed."""
 
-    slot: int
+    extent: Extent
     token_id: int
     position: int
-    route: Route
+    adapters: tuple[str, ...]
     long: bool
 
-
-def prefill(model: Phi4MMModel, cache: KeyValueCache, pieces: Sequence[Piece]) -> Tensor:
-    """Run pieces of prompts, and keep their keys and values.
-
-    The pieces lie end to end, without padding; those of one route run together, with its adapter alone.
-
-    Returns:
-        The logits after each final piece, in order [final pieces, vocabulary].
-    """
-    logits: dict[int, Tensor] = {}
-
-    def route_of(index: int) -> str:
-        return pieces[index].route.adapter or ""
-
-    for _, group in groupby(sorted(range(len(pieces)), key=route_of), key=route_of):
-        indices = list(group)
-        logits.update(zip(indices, _prefill([pieces[index] for index in indices], model, cache), strict=True))
-    finals = [logits[index] for index, piece in enumerate(pieces) if piece.final]
-    return torch.stack(finals) if finals else torch.empty(0)
+    @property
+    def order(self) -> tuple[tuple[str, ...], int, int]:
+        """Rows in this order have neighbours with the same adapters, and with extents that can be read in one call."""
+        return (self.adapters, self.extent.capacity, self.extent.start)
 
 
-def _prefill(pieces: Sequence[Piece], model: Phi4MMModel, cache: KeyValueCache) -> list[Tensor]:
-    """The logits after each piece; an empty tensor for one that is not final."""
-    device = model.device
-    counts = torch.tensor([len(piece.embeddings) for piece in pieces], device=device)
-    stretches = [Stretch(piece.slot, piece.start, len(piece.embeddings), piece.final) for piece in pieces]
-    embeddings = torch.cat([piece.embeddings for piece in pieces])[:, None]
-    positions = torch.cat([torch.arange(stretch.start, stretch.end, device=device) for stretch in stretches])
-    finals = torch.tensor([piece.final for piece in pieces], device=device)
-    any_final = any(piece.final for piece in pieces)
-    hidden = model.decoder(
-        embeddings,
-        positions[:, None],
-        torch.tensor([piece.long for piece in pieces], device=device).repeat_interleave(counts),
-        gate=model.gate((pieces[0].route,)),
-        cache=PrefillAttention(cache, stretches, embeddings),
-        wanted=counts.cumsum(0)[finals] - 1 if any_final else None,
-    )[:, 0]
-    if not any_final:
-        return [hidden.new_empty(0)] * len(pieces)
-    logits = iter(model.decoder.logits(hidden))
-    return [next(logits) if piece.final else hidden.new_empty(0) for piece in pieces]
+class Runner(Protocol):
+    """What the engine needs of a model and its KV cache."""
+
+    num_tokens: int  # that the cache holds
+    vocab_size: int
+    max_positions: int
+    original_max_positions: int  # rows that are longer take the long rope factors
+
+    def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Compute chunks of prompts, in order of their adapters; the logits after each final one
+        [final chunks, vocabulary]."""
+        ...
+
+    def decode(self, tokens: Sequence[Token]) -> Tensor:
+        """Compute one token of each of some rows, in order of ``Token.order``; the logits after each
+        [rows, vocabulary]."""
+        ...
+
+    def copy(self, source: Extent, target: Extent, num_tokens: int) -> None:
+        """Copy the keys and values of the first tokens of one row to another's place."""
+        ...
 
 
-def decode(model: Phi4MMModel, cache: KeyValueCache, tokens: Sequence[Token]) -> Tensor:
-    """Run one token of each of some rows.
-
-    Returns:
-        The logits after each [rows, vocabulary].
-    """
-    device = model.device
-    token_ids = torch.tensor([token.token_id for token in tokens], device=device)
-    embeddings = model.decoder.embed_tokens(token_ids[:, None])
-    attention = DecodeAttention(
-        cache, [token.slot for token in tokens], [token.position for token in tokens], embeddings
-    )
-    hidden = model.decoder(
-        embeddings,
-        attention.positions[:, None],
-        torch.tensor([token.long for token in tokens], device=device),
-        gate=model.gate(tuple(token.route for token in tokens)),
-        cache=attention,
-    )
-    return model.decoder.logits(hidden[:, 0])
+MakeRunner = Callable[[Phi4MMModel, int], Runner]  # of a model and of the tokens that its KV cache holds
 
 
 class ModelRunner:
-    """The model as the engine sees it: see ``Runner`` in engine.py.
+    """See ``Runner``.
 
     Args:
         model: in evaluation mode.
-        num_slots: the most rows at a time.
-        cache: with so many slots or more, where it outlives the runner.
+        num_tokens: that the KV cache holds.
     """
 
-    def __init__(self, model: Phi4MMModel, num_slots: int, cache: KeyValueCache | None = None) -> None:
+    def __init__(self, model: Phi4MMModel, num_tokens: int) -> None:
+        config = model.config.decoder
         self.model = model
-        self.num_slots = num_slots
-        self.max_positions = model.config.decoder.max_positions
-        self.original_max_positions = model.config.decoder.original_max_positions
-        if cache is None:
-            cache = KeyValueCache(model.config.decoder, num_slots, device=model.device, dtype=model.dtype)
-        self.cache = cache
+        self.num_tokens = num_tokens
+        self.vocab_size = config.vocab_size
+        self.max_positions = config.max_positions
+        # Without long factors nothing changes for a long row.
+        has_long = bool(config.long_factor) and config.long_factor != config.short_factor
+        self.original_max_positions = config.original_max_positions if has_long else config.max_positions
+        self.cache = KVCache(model.decoder.cache_specs(), num_tokens, device=model.device, dtype=model.dtype)
 
-    def embed(self, token_ids: Sequence[int]) -> Tensor:
-        return self.model.decoder.embed_tokens(torch.tensor(token_ids, dtype=torch.long, device=self.model.device))
-
-    def prefill(self, pieces: Sequence[Piece]) -> Tensor:
-        return prefill(self.model, self.cache, pieces)
+    def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
+        model, device = self.model, self.model.device
+        counts = [len(chunk.token_ids) for chunk in chunks]
+        token_ids = torch.tensor([token_id for chunk in chunks for token_id in chunk.token_ids], device=device)
+        embeddings = model.decoder.embed_tokens(token_ids)
+        first = 0
+        for chunk, count in zip(chunks, counts, strict=True):
+            for place, values in chunk.media:
+                embeddings[first + place : first + place + len(values)] = values
+            first += count
+        adapters = row_adapters([chunk.adapters for chunk in chunks], counts, device=device)
+        final = [chunk for chunk in chunks if chunk.final]
+        ends = torch.tensor(counts).cumsum(0)[torch.tensor([chunk.final for chunk in chunks])] - 1
+        wanted = Wanted(ends.to(device), row_adapters([chunk.adapters for chunk in final], device=device))
+        attention = PrefillAttention(self.cache, chunks, embeddings)
+        hidden = model.decoder(
+            embeddings[:, None],
+            attention.positions[:, None],
+            torch.tensor([chunk.long for chunk in chunks]).repeat_interleave(torch.tensor(counts)).to(device),
+            adapters=adapters,
+            cache=attention,
+            wanted=wanted,
+        )
+        return model.decoder.logits(hidden[:, 0])
 
     def decode(self, tokens: Sequence[Token]) -> Tensor:
-        return decode(self.model, self.cache, tokens)
+        model, device = self.model, self.model.device
+        token_ids = torch.tensor([token.token_id for token in tokens], device=device)
+        embeddings = model.decoder.embed_tokens(token_ids[:, None])
+        extents, positions = [token.extent for token in tokens], [token.position for token in tokens]
+        attention = DecodeAttention(self.cache, extents, positions, embeddings)
+        hidden = model.decoder(
+            embeddings,
+            attention.positions[:, None],
+            torch.tensor([token.long for token in tokens], device=device),
+            adapters=row_adapters([token.adapters for token in tokens], device=device),
+            cache=attention,
+        )
+        return model.decoder.logits(hidden[:, 0])
 
-    def move(self, source: int, target: int, num_tokens: int) -> None:
-        self.cache.move(source, target, num_tokens)
+    def copy(self, source: Extent, target: Extent, num_tokens: int) -> None:
+        self.cache.copy(source.start, target.start, num_tokens)

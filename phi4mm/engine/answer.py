@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
-from phi4mm.engine.engine import Step
-from phi4mm.inputs.processor import Row
+from phi4mm.engine.sampler import Choice
 from phi4mm.inputs.prompt import parse_tool_calls
 from phi4mm.inputs.tokenizer import TextStream, Tokenizer
-from phi4mm.types import Reply, Usage
+from phi4mm.types import Reply, Route, SamplingParams, TokenLogprob, Usage
 
 
 class Answer:
     """The text of one row as its tokens come.
 
     Args:
-        row: the prompt that is being answered.
+        route: of the row.
+        num_prompt: tokens of its prompt.
         tokenizer: of the checkpoint.
-        stop: strings that end the text and are not part of it.
-        stop_token_ids: tokens that end it.
+        params: stop strings, and whether log-probabilities are reported.
+        stop_token_ids: tokens that end the text and are not part of it.
     """
 
-    def __init__(self, row: Row, tokenizer: Tokenizer, stop: Sequence[str], stop_token_ids: Sequence[int]) -> None:
-        self._row = row
+    def __init__(
+        self,
+        route: Route,
+        num_prompt: int,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        stop_token_ids: Collection[int],
+    ) -> None:
+        self._route = route
+        self._num_prompt = num_prompt
         self._stream = TextStream(tokenizer)
-        self._stop = tuple(stop)
+        self._stop = tuple(params.stop)
+        self._logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self._stop_token_ids = frozenset(stop_token_ids)
         self._token_ids: list[int] = []
         self._num_new = 0
-        self._log_probability = 0.0  # of all tokens so far
+        self._num_cached = 0
+        self._logprob = 0.0  # of all tokens so far
         self._text = ""
         self._emitted = 0
         self._finish_reason: str | None = None
@@ -38,19 +48,16 @@ class Answer:
         """Whether the reply is complete."""
         return self._finish_reason is not None
 
-    @property
-    def found_stop(self) -> bool:
-        """Whether a stop string was found, so that the row need not go on."""
-        return self._finish_reason == "stop"
-
-    def push(self, step: Step) -> str:
+    def push(self, choice: Choice, finish_reason: str | None, num_cached: int = 0) -> str:
         """Take the row's next token and return the text that is now certain to be part of the reply."""
-        token_id, finish_reason = step.token_id, step.finish_reason
         self._num_new += 1
-        self._log_probability += step.log_probability
-        if token_id not in self._stop_token_ids:
-            self._token_ids.append(token_id)
-            self._text += self._stream.push(token_id)
+        self._num_cached = num_cached
+        self._logprob += choice.logprob
+        if choice.token_id not in self._stop_token_ids:
+            self._token_ids.append(choice.token_id)
+            self._text += self._stream.push(choice.token_id)
+            if self._logprobs is not None:
+                self._logprobs.append(TokenLogprob(choice.token_id, choice.logprob, choice.top))
         if finish_reason is not None:
             self._text += self._stream.finish()
         found = [place for place in map(self._text.find, self._stop) if place >= 0]
@@ -75,13 +82,16 @@ class Answer:
         )
 
     def reply(self) -> Reply:
-        """The finished reply."""
+        """The finished reply; of one that was ended from outside, what came until then."""
+        calls = parse_tool_calls(self._text)
+        reason = self._finish_reason or "cancelled"
         return Reply(
             text=self._text,
             token_ids=tuple(self._token_ids),
-            route=self._row.route,
-            finish_reason=self._finish_reason or "length",
-            avg_logprob=self._log_probability / max(self._num_new, 1),
-            usage=Usage(prompt_tokens=len(self._row.token_ids), new_tokens=self._num_new),
-            tool_calls=parse_tool_calls(self._text),
+            route=self._route,
+            finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            avg_logprob=self._logprob / max(self._num_new, 1),
+            usage=Usage(self._num_prompt, self._num_new, self._num_cached),
+            tool_calls=calls,
+            logprobs=None if self._logprobs is None else tuple(self._logprobs),
         )

@@ -1,0 +1,221 @@
+"""From requests to handles: what every public call of ``Phi4MM`` is a client of."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+from phi4mm.engine.answer import Answer
+from phi4mm.engine.core import Core, EngineError
+from phi4mm.engine.engine import Engine, Ticket, closed_error
+from phi4mm.engine.handle import Handle
+from phi4mm.engine.intake import Intake
+from phi4mm.engine.row import Group, Prompt
+from phi4mm.errors import AdapterError, Phi4MMError, PromptError
+from phi4mm.inputs.processor import Processor, Row
+from phi4mm.types import Reply, Request
+
+_AHEAD = 4  # times ``batch_size`` requests of a call that are read or run at a time
+
+_Result = TypeVar("_Result")
+
+Read = Callable[[], tuple[Request, Row]]
+Result = Reply | Phi4MMError
+
+
+class Client:
+    """Reads requests and hands them to the engine.
+
+    Args:
+        processor: of the checkpoint.
+        make_core: makes the engine's core, in the engine's thread.
+        stop_token_ids: tokens that end a reply.
+        read_ahead_bytes: features of media that may wait for the engine.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        make_core: Callable[[], Core],
+        *,
+        stop_token_ids: Collection[int],
+        read_ahead_bytes: int,
+    ) -> None:
+        self._processor = processor
+        self._stop_token_ids = frozenset(stop_token_ids)
+        self._intake = Intake(read_ahead_bytes)
+        self._users = AdapterUsers()
+        self.engine = Engine(make_core, expecting=_pending(self._intake))
+
+    def submit(self, request: Request, group: Group | None = None) -> Handle:
+        """Queue a request. Media are read in another thread; what is wrong with them is raised by the handle.
+
+        Raises:
+            ClosedError: the model is closed.
+        """
+        if self.engine.closed:
+            raise closed_error()
+        if not (request.images or request.audios):
+            return self.submit_row(request, self._processor.row(request), group)
+        return self.submit_read(lambda: (request, self._processor.row(request)), request.sampling.n, group)
+
+    def submit_read(self, read: Read, n: int = 1, group: Group | None = None) -> Handle:
+        """Queue what ``read`` returns, which is called in another thread."""
+        handle = make_handle(n)
+
+        def job() -> int:
+            try:
+                request, row = read()
+                self._enter(handle, request, row, group)
+            except Exception as error:
+                _fail(handle, error if isinstance(error, Phi4MMError) else _unexpected(error))
+                return 0
+            return sum(medium.nbytes for medium in row.media)
+
+        self._intake.submit(job, refused=lambda: _fail(handle, closed_error()))
+        return handle
+
+    def submit_row(self, request: Request, row: Row, group: Group | None = None) -> Handle:
+        """Queue a request that is read.
+
+        Raises:
+            ClosedError: the model is closed.
+        """
+        handle = make_handle(request.sampling.n)
+        self._enter(handle, request, row, group, counted=False)
+        return handle
+
+    def results(self, reads: Sequence[Read], *, batch_size: int) -> list[Result]:
+        """Each request's reply or error, in order; at most ``batch_size`` of them are decoded at a time.
+
+        If the caller is interrupted, nothing of the call goes on.
+        """
+        group = Group(batch_size)
+        room = threading.Semaphore(_AHEAD * batch_size)
+        handles: list[Handle] = []
+        try:
+            for read in reads:
+                room.acquire()
+                handle = self.submit_read(read, group=group)
+                handle.when_done(room.release)
+                handles.append(handle)
+            return [result_of(handle) for handle in handles]
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+
+    def close(self) -> None:
+        """End the engine; each request that has not ended fails with a ``ClosedError``."""
+        self._intake.close()
+        self.engine.close()
+
+    def between_steps(self, function: Callable[[], _Result]) -> _Result:
+        """What a function returns, which is called in the engine's thread between two steps."""
+        return self.engine.call(lambda _: function())
+
+    @contextmanager
+    def without_users(self, adapter: str) -> Iterator[None]:
+        """Entered once no request uses an adapter; those that name it are refused until it is left. What was computed
+        with it is dropped from the KV cache."""
+        self._users.retire(adapter)
+        try:
+            yield
+            self.engine.call(lambda core: core.scheduler.drop_prefixes(adapter))
+        finally:
+            self._users.allow(adapter)
+
+    def _enter(
+        self, handle: Handle, request: Request, row: Row, group: Group | None, *, counted: bool = True
+    ) -> None:
+        adapters = row.route.adapters
+        stops = self._stop_token_ids | set(request.sampling.stop_token_ids)
+        for choice, one in enumerate((handle, *handle.alternatives)):
+            prompt = Prompt(
+                token_ids=row.token_ids,
+                route=row.route,
+                sampling=request.sampling,
+                stop_token_ids=stops,
+                media=row.media,
+                choice=choice,
+                released=self._intake.release if counted and not choice else None,
+            )
+            ticket = Ticket(prompt, one, group)
+            answer = Answer(row.route, len(row.token_ids), self._processor.tokenizer, request.sampling, stops)
+            self._users.begin(adapters)
+            one.when_done(partial(self._users.end, adapters))
+            if one.begin(answer, partial(self.engine.cancel, ticket)):
+                self.engine.submit(ticket)
+
+
+class AdapterUsers:
+    """How many requests use each adapter."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._counts: Counter[str] = Counter()
+        self._retired: set[str] = set()
+
+    def begin(self, adapters: Iterable[str]) -> None:
+        with self._changed:
+            for name in adapters:
+                if name in self._retired:
+                    raise AdapterError(f"adapter {name!r} is being unloaded; name another or load it again")
+            self._counts.update(adapters)
+
+    def end(self, adapters: Iterable[str]) -> None:
+        with self._changed:
+            self._counts.subtract(adapters)
+            self._changed.notify_all()
+
+    def retire(self, adapter: str) -> None:
+        with self._changed:
+            self._retired.add(adapter)
+            while self._counts[adapter] > 0:
+                self._changed.wait()
+
+    def allow(self, adapter: str) -> None:
+        with self._changed:
+            self._retired.discard(adapter)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse what is not a number of rows.
+
+    Raises:
+        PromptError: it is not a whole number of 1 or more.
+    """
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise PromptError(f"batch_size is {batch_size!r}; expected a whole number, 1 or more")
+
+
+def make_handle(n: int) -> Handle:
+    """A handle for ``n`` replies to one request."""
+    return Handle(tuple(Handle() for _ in range(n - 1)))
+
+
+def result_of(handle: Handle) -> Result:
+    """A handle's reply, or its error where that tells of this request alone."""
+    try:
+        return handle.result()
+    except Phi4MMError as error:
+        return error
+
+
+def _fail(handle: Handle, error: Exception) -> None:
+    for one in (handle, *handle.alternatives):
+        one.fail(error)
+
+
+def _unexpected(cause: Exception) -> EngineError:
+    error = EngineError(f"the request could not be read ({type(cause).__name__}: {cause}); please report this")
+    error.__cause__ = cause
+    return error
+
+
+def _pending(intake: Intake) -> Callable[[], int]:
+    return lambda: intake.num_pending

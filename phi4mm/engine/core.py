@@ -1,0 +1,383 @@
+"""The engine without its thread: rows come and go, and each step computes a bounded piece of work for them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from phi4mm.engine.options import EngineOptions
+from phi4mm.engine.row import Group, MediumState, Prompt, Row, Sink, make_row
+from phi4mm.engine.runner import Chunk, Runner, Token
+from phi4mm.engine.sampler import Choice, choose
+from phi4mm.engine.scheduler import Scheduler
+from phi4mm.errors import Phi4MMError, PromptError
+from phi4mm.model.media import MediaItem
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_ROWS_A_TOKEN = 16  # prompt tokens computed between two decode steps for each row that is decoded, at least
+
+
+class Encoder(Protocol):
+    """What the engine needs of the model's towers (see ``engine.encoders``)."""
+
+    def next_group(self, items: Sequence[MediaItem]) -> list[int]:
+        """Which media to encode together in one bounded piece of work, the first among them."""
+        ...
+
+    def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
+        """The embeddings of each [tokens, hidden]."""
+        ...
+
+    def is_long(self, item: MediaItem) -> bool:
+        """Whether an item alone is more work than a group may be."""
+        ...
+
+    def encode_in_parts(self, item: MediaItem) -> Iterator[Tensor]:
+        """The embeddings of one item in bounded pieces of work; all parts together are [tokens, hidden]."""
+        ...
+
+
+class EngineError(Phi4MMError):
+    """The computation of a row failed; ``__cause__`` tells why."""
+
+
+class Embeddings:
+    """Encoded media, kept within a number of bytes, those used longest ago dropped first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for values in self._kept.values())
+
+    def get(self, digest: bytes) -> Tensor | None:
+        if digest in self._kept:
+            self._kept.move_to_end(digest)
+        return self._kept.get(digest)
+
+    def put(self, digest: bytes, values: Tensor) -> None:
+        self._kept[digest] = values
+        while self.nbytes > self._max_bytes:
+            self._kept.popitem(last=False)
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
+class Core:
+    """Runs rows that come and go. Each row's tokens are those that it has alone.
+
+    Call ``submit`` at any time and ``step`` while ``busy``. A step decodes one token of every row whose prompt is done,
+    then encodes a bounded group of media, then admits waiting rows and computes a bounded number of prompt tokens. So
+    neither a long prompt nor a tower holds up the rows that are decoded by more than one piece of it at a time.
+
+    An exception in a step ends the rows that took part in the call which raised it; where memory ran out, the call is
+    made again with half the rows.
+
+    Args:
+        runner: the model and its KV cache.
+        encoder: the towers.
+        options: the bounds.
+    """
+
+    def __init__(self, runner: Runner, encoder: Encoder, options: EngineOptions) -> None:
+        self._runner = runner
+        self._encoder = encoder
+        self._options = options
+        self._num_submitted = 0
+        self._most_together = options.max_rows  # rows in one decode call: fewer once memory has run out
+        self._partial: tuple[bytes, Iterator[Tensor], list[Tensor]] | None = None
+        self.scheduler = Scheduler(options, runner.num_tokens, runner.copy)
+        self.embeddings = Embeddings(options.encoder_bytes)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any row is waiting or being run."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.scheduler.running) + len(self.scheduler.waiting)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a row may have, generated ones included."""
+        return min(self._runner.max_positions, self.scheduler.arena.num_tokens)
+
+    def submit(self, prompt: Prompt, sink: Sink, group: Group | None = None) -> Row:
+        """Queue a row.
+
+        Raises:
+            PromptError: it is longer than the KV cache.
+            Phi4MMError: its sampling cannot be carried out with this vocabulary.
+        """
+        length = len(prompt.token_ids)
+        if length >= self.most_tokens:
+            raise PromptError(
+                f"the prompt is {length} tokens long, and the KV cache holds {self.most_tokens}: shorten it, or load "
+                "the model with a larger cache_tokens"
+            )
+        row = make_row(
+            self._num_submitted,
+            prompt,
+            sink,
+            group or Group(),
+            vocab_size=self._runner.vocab_size,
+            long=length > self._runner.original_max_positions,
+        )
+        self._num_submitted += 1
+        self.scheduler.add(row)
+        return row
+
+    def cancel(self, row: Row) -> None:
+        """End a row from outside. One that has ended is passed over."""
+        self.scheduler.remove(row)
+        self._release_media(row)
+
+    def fail_all(self, make_error: Callable[[], Exception]) -> None:
+        """End every row with an error of its own."""
+        for row in self.scheduler.rows:
+            self._fail(row, make_error())
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Go on by at most one token of each row that is decoded, and a bounded piece of each other kind of work."""
+        self._decode()
+        self._encode()
+        for row, error in self.scheduler.admit():
+            self._fail(row, error)
+        self._prefill()
+
+    @torch.inference_mode()
+    def embed_media(self, row: Row) -> list[Tensor]:
+        """The embeddings of a row's media, encoded here unless they are kept from before. The row is not run."""
+        values = []
+        for medium in row.media:
+            kept = self.embeddings.get(medium.digest)
+            if kept is None:
+                assert medium.item is not None
+                [kept] = self._encoder.encode([medium.item])
+                self.embeddings.put(medium.digest, kept)
+            values.append(kept)
+        return values
+
+    def _decode(self) -> None:
+        rows = [row for row in self.scheduler.running if row.decoding]
+        rows = [row for row in rows if self.scheduler.grow(row)]
+        rows = [row for row in rows if row.entry is not None]  # growing made others wait
+        if not rows:
+            return
+        tokens = {row: _token(row) for row in rows}
+        rows.sort(key=lambda row: tokens[row].order)
+        for start in range(0, len(rows), self._most_together):
+            part = rows[start : start + self._most_together]
+            for row, choice in self._attempt(part, lambda some: self._decoded(some, tokens)):
+                if isinstance(choice, Exception):
+                    self._fail(row, choice)
+                else:
+                    self.scheduler.computed(row, 1)
+                    self._advance(row, choice)
+
+    def _decoded(self, rows: Sequence[Row], tokens: dict[Row, Token]) -> list[Choice | Exception]:
+        try:
+            logits = self._runner.decode([tokens[row] for row in rows])
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._most_together = max(len(rows) // 2, 1)
+            raise
+        return choose(logits, [row.sampler for row in rows])
+
+    def _prefill(self) -> None:
+        decoded = sum(row.decoding for row in self.scheduler.running)
+        budget = self._options.prefill_tokens * (1 if decoded else 4)
+        planned = self.scheduler.chunks(max(budget, _ROWS_A_TOKEN * decoded))
+        if not planned:
+            return
+        # In the order of their adapters, the rows of one lie side by side.
+        counts = dict(sorted(planned, key=lambda item: (item[0].prompt.route.adapters, item[0].index)))
+        for row, result in self._attempt(list(counts), lambda some: self._prefilled(some, counts)):
+            if isinstance(result, Exception):
+                self._fail(row, result)
+                continue
+            self.scheduler.computed(row, counts[row])
+            if result is not None:
+                self._release_media(row, all_of_it=False)
+                row.decoding = True
+                self._advance(row, result)
+
+    def _prefilled(self, rows: Sequence[Row], counts: dict[Row, int]) -> list[Choice | Exception | None]:
+        """The next token of each row whose last token is computed now; ``None`` for the others."""
+        chunks = [_chunk(row, counts[row]) for row in rows]
+        logits = self._runner.prefill(chunks)
+        ended = [row for row, chunk in zip(rows, chunks, strict=True) if chunk.final]
+        choices = iter(choose(logits, [row.sampler for row in ended]) if ended else [])
+        return [next(choices) if chunk.final else None for chunk in chunks]
+
+    def _encode(self) -> None:
+        """Encode one group of the media that rows wait for; those of the same content once."""
+        needed: dict[bytes, MediumState] = {}
+        waiting: dict[bytes, list[tuple[Row, MediumState]]] = {}
+        for row, medium in self.scheduler.media_to_encode():
+            kept = self.embeddings.get(medium.digest)
+            if kept is not None:
+                medium.embeddings = kept
+                self._release_features(row, medium)
+                continue
+            needed.setdefault(medium.digest, medium)
+            waiting.setdefault(medium.digest, []).append((row, medium))
+        if not needed:
+            self._partial = None
+            return
+        first = next(iter(needed.values()))
+        assert first.item is not None
+        if self._partial is not None and self._partial[0] not in needed:
+            self._partial = None
+        found: dict[bytes, Tensor | Exception]
+        if self._partial is not None or self._encoder.is_long(first.item):
+            found = self._encode_part(first.item)
+        else:
+            items = [medium.item for medium in needed.values() if medium.item is not None]
+            group = [items[index] for index in self._encoder.next_group(items)]
+            found = {item.digest: result for item, result in self._attempt(group, self._encoder.encode)}
+        for digest, result in found.items():
+            if isinstance(result, Tensor):
+                self.embeddings.put(digest, result)
+            for row, medium in waiting[digest]:
+                if isinstance(result, Tensor):
+                    medium.embeddings = result
+                    self._release_features(row, medium)
+                else:
+                    self._fail(row, result)
+
+    def _encode_part(self, first: MediaItem) -> dict[bytes, Tensor | Exception]:
+        """One part of a long medium; its embeddings once the last part is done."""
+        if self._partial is None:
+            self._partial = (first.digest, self._encoder.encode_in_parts(first), [])
+        digest, parts, done = self._partial
+        try:
+            part = next(parts, None)
+        except Exception as error:
+            self._partial = None
+            return {digest: _wrapped(error)}
+        if part is not None:
+            done.append(part)
+            return {}
+        self._partial = None
+        return {digest: torch.cat(done)}
+
+    def _attempt(
+        self, items: Sequence[_Item], call: Callable[[Sequence[_Item]], Sequence[_Result | Exception]]
+    ) -> list[tuple[_Item, _Result | Exception]]:
+        """Each item with what a call on all of them gives for it. Where memory runs out, kept embeddings are dropped
+        and the call is made on halves; another exception is the result of every item in the call."""
+        try:
+            return list(zip(items, call(items), strict=True))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                return [(item, _wrapped(error)) for item in items]
+        self._free_memory()
+        if len(items) == 1:
+            try:
+                return list(zip(items, call(items), strict=True))
+            except Exception as error:
+                return [(items[0], _wrapped(error))]
+        half = len(items) // 2
+        return [pair for part in (items[:half], items[half:]) for pair in self._attempt(part, call)]
+
+    def _free_memory(self) -> None:
+        self.embeddings.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _advance(self, row: Row, choice: Choice) -> None:
+        """Add a token to a row, and end the row or turn it long where it reaches a limit."""
+        row.append(choice.token_id)
+        finish_reason = None
+        if choice.token_id in row.prompt.stop_token_ids:
+            finish_reason = "stop"
+        elif row.num_new >= row.prompt.sampling.max_new_tokens or len(row.token_ids) >= self.most_tokens:
+            finish_reason = "length"
+        try:
+            stopped = row.sink.push(choice, finish_reason, row.num_cached)
+        except Exception as error:
+            self._fail(row, _wrapped(error))
+            return
+        if finish_reason is not None or stopped:
+            self.scheduler.remove(row)
+            self._release_media(row)
+        elif len(row.token_ids) > self._runner.original_max_positions and not row.long:
+            self.scheduler.turn_long(row)
+
+    def _fail(self, row: Row, error: Exception) -> None:
+        self.scheduler.remove(row)
+        self._release_media(row)
+        row.sink.fail(error)
+
+    def _release_media(self, row: Row, *, all_of_it: bool = True) -> None:
+        """Drop what a row holds of its media. Embeddings are kept while the row may have to be computed again."""
+        for medium in row.media:
+            if all_of_it or medium.embeddings is not None:
+                self._release_features(row, medium)
+        if all_of_it:
+            row.media = []
+
+    def _release_features(self, row: Row, medium: MediumState) -> None:
+        if medium.item is not None:
+            nbytes, medium.item = medium.item.nbytes, None
+            if row.prompt.released is not None:
+                row.prompt.released(nbytes)
+
+
+def _token(row: Row) -> Token:
+    assert row.entry is not None
+    return Token(row.entry.extent, row.token_ids[-1], row.entry.num_tokens, row.prompt.route.adapters, row.long)
+
+
+def _chunk(row: Row, num_tokens: int) -> Chunk:
+    """The next tokens of a row that is prefilled."""
+    assert row.entry is not None
+    start = row.entry.num_tokens
+    end = start + num_tokens
+    media = []
+    for medium in row.media:
+        first, last = max(medium.start, start), min(medium.end, end)
+        if first < last:
+            assert medium.embeddings is not None
+            media.append((first - start, medium.embeddings[first - medium.start : last - medium.start]))
+    return Chunk(
+        extent=row.entry.extent,
+        start=start,
+        token_ids=row.token_ids[start:end],
+        media=media,
+        adapters=row.prompt.route.adapters,
+        long=row.long,
+        final=end == len(row.token_ids),
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception tells that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+
+
+def _wrapped(error: Exception) -> Phi4MMError:
+    """An error of its own for each row."""
+    if isinstance(error, Phi4MMError) and not isinstance(error, EngineError):
+        wrapped: Phi4MMError = type(error)(str(error))
+    else:
+        reason = " ".join(str(error).split())
+        wrapped = EngineError(
+            f"the computation failed ({type(error).__name__}: {reason:.300}); the other requests go on: try it again, "
+            "with a shorter input where memory ran out"
+        )
+    wrapped.__cause__ = error
+    return wrapped

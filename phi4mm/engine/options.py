@@ -1,0 +1,47 @@
+"""How the engine works: the bounds of its memory and of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from phi4mm.errors import PromptError
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Bounds of the engine.
+
+    Attributes:
+        max_rows: the most rows that are decoded together.
+        cache_tokens: tokens that the KV cache holds, of all rows and kept prefixes together; ``None``: ``cache_share``
+            of the memory that is free when the first row comes, on a CPU at most 131,072 tokens or one row of the
+            model's full length.
+        cache_share: that share, 0 to 1.
+        prefill_tokens: prompt tokens computed between two decode steps; four times as many where no row is decoded.
+        encoder_frames, encoder_crops: log-mel frames, or crops of images, encoded between two decode steps.
+        encoder_bytes: embeddings of media that are kept for later rows.
+        read_ahead_bytes: features of media that are read but not encoded; at least one request is read.
+
+    Raises:
+        PromptError: a value is out of range.
+    """
+
+    max_rows: int = 64
+    cache_tokens: int | None = None
+    cache_share: float = 0.25
+    prefill_tokens: int = 512
+    encoder_frames: int = 8192
+    encoder_crops: int = 32
+    encoder_bytes: int = 256 << 20
+    read_ahead_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "cache_share":
+                if not (isinstance(value, int | float) and 0 < value <= 1):
+                    raise PromptError(f"cache_share is {value!r}; expected over 0 to 1")
+            elif not (field.name == "cache_tokens" and value is None) and (
+                not isinstance(value, int) or isinstance(value, bool) or value < 1
+            ):
+                raise PromptError(f"{field.name} is {value!r}; expected a whole number, 1 or more")
