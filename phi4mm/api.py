@@ -213,7 +213,7 @@ class Phi4MM:
     ) -> list[Transcript]:
         """What is said in many clips, each handed to the model whole: no search for speech, nothing decoded twice.
 
-        For clips of up to ``config.speech.max_seconds``, as corpora have them; arguments as ``transcribe``.
+        For clips of up to ``config.front_end.max_seconds``, as corpora have them; arguments as ``transcribe``.
 
         Raises:
             BatchError: some clips are bad; its ``results`` hold the transcripts of the others.
