@@ -125,14 +125,16 @@ class Processor:
         if place.kind == "image":
             assert self.config.vision is not None
             name = _name(request.images[place.index], f"image {place.index + 1}")
-            image = prepare_image(load_image(request.images[place.index], name=name), self.config.vision, name=name)
-            digest = _digest("image", image.crops, image.masks, image.grid)
+            picture = load_image(request.images[place.index], name=name)
+            image = prepare_image(picture, self.config.vision, name=name)
+            # Of the pixels, from which the crops follow: they are a fraction of the crops' bytes.
+            digest = _digest(f"image {picture.size};", picture.tobytes())
             item = MediaItem("image", image, "image", image.num_tokens, start, digest)
             return item, self.config.vision.image_token_id
         assert self.config.speech is not None
         name = _name(request.audios[place.index], f"audio {place.index + 1}")
         features = self._log_mel(load_audio(request.audios[place.index], name=name))
-        digest = _digest(projector, features)
+        digest = _digest(f"{projector} {tuple(features.shape)};", features.contiguous().numpy().data)
         item = MediaItem("audio", features, projector, self.config.speech.num_tokens(len(features)), start, digest)
         return item, self.config.speech.audio_token_id
 
@@ -170,15 +172,10 @@ class Processor:
         )
 
 
-def _digest(*values: Tensor | tuple[int, int] | str) -> bytes:
-    """BLAKE2b, 16 bytes: of each tensor its type, shape and content."""
-    digest = hashlib.blake2b(digest_size=16)
-    for value in values:
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)};".encode())
-            digest.update(value.contiguous().numpy().data)
-        else:
-            digest.update(f"{value};".encode())
+def _digest(header: str, content: bytes | memoryview) -> bytes:
+    """BLAKE2b, 16 bytes."""
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    digest.update(content)
     return digest.digest()
 
 

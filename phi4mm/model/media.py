@@ -36,8 +36,8 @@ class MediaItem:
         projector: what its embeddings pass: of audio "speech" or "vision", as the row's route names it; else "image".
         num_tokens: tokens that it takes in the prompt.
         start: where in the row's token ids the first of them stands.
-        digest: of the features and the projector: items of equal digests have equal embeddings. What caches of
-            embeddings, keys and values go by.
+        digest: of the content and the projector; items with equal digests have equal features and equal embeddings
+            (of one model). Caches of embeddings, keys and values identify media by it.
     """
 
     kind: Literal["image", "audio"]
