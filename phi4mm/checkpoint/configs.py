@@ -11,7 +11,14 @@ from phi4mm.checkpoint.names import Layout
 from phi4mm.checkpoint.settings import Settings, distinct
 from phi4mm.checkpoint.source import read_json
 from phi4mm.errors import CheckpointError
-from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
+from phi4mm.model.config import (
+    AdapterConfig,
+    DecoderConfig,
+    FrontEndConfig,
+    Phi4MMConfig,
+    SpeechConfig,
+    VisionConfig,
+)
 from phi4mm.model.rope import rotary_scale
 
 FORMAT_VERSION = 1
@@ -92,41 +99,48 @@ def read_config(folder: Path) -> tuple[Layout, Phi4MMConfig]:
 
 
 def own_config(config: Phi4MMConfig) -> dict[str, Any]:
-    """The ``config.json`` of our own layout."""
+    """The ``config.json`` of our own layout: the decoder is its "backbone", the audio front end a part of "speech"."""
     values = config.to_dict()
+    front_end = values.pop("front_end")
+    if values["speech"] is not None:
+        values["speech"] |= front_end
     return {"format": "phi4mm", "format_version": FORMAT_VERSION, "backbone": values.pop("decoder"), **values}
 
 
+_OWN_PARTS: dict[str, tuple[type, ...]] = {
+    "backbone": (DecoderConfig,),
+    "vision": (VisionConfig,),
+    "speech": (SpeechConfig, FrontEndConfig),
+}
+_OPTIONAL = {"adapter.dropout", "speech.detect_narrow_band", "speech.peak_level"}  # added later: older files lack them
+
+
 def _own(values: dict[str, Any], name: str) -> Phi4MMConfig:
-    parts = {"backbone": DecoderConfig, "vision": VisionConfig, "speech": SpeechConfig}
-    problems = [f"{key} is missing" for key in (*parts, "adapters") if key not in values]
-    for key, kind in parts.items():
+    problems = [f"{key} is missing" for key in (*_OWN_PARTS, "adapters") if key not in values]
+    for key, kinds in _OWN_PARTS.items():
         if values.get(key) is not None:
-            problems += _field_problems(key, kind, values[key])
+            problems += _field_problems(key, values[key], key, *kinds)
     for index, adapter in enumerate(values.get("adapters") or ()):
-        problems += _field_problems(f"adapters[{index}]", AdapterConfig, adapter)
+        problems += _field_problems(f"adapters[{index}]", adapter, "adapter", AdapterConfig)
     if problems:
         raise CheckpointError(f"{name}: {'; '.join(problems)}; save the checkpoint again with this version of phi4mm")
+    speech = dict(values["speech"] or {})
+    front_end = {field.name: speech.pop(field.name) for field in fields(FrontEndConfig) if field.name in speech}
+    parts = {"decoder": values["backbone"], "vision": values["vision"], "speech": speech, "front_end": front_end}
     try:
-        return Phi4MMConfig.from_dict({**values, "decoder": values["backbone"]})
+        return Phi4MMConfig.from_dict({**parts, "adapters": values["adapters"]})
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{name}: {error}; save the checkpoint again") from error
 
 
-_OPTIONAL: dict[type, set[str]] = {  # newer fields
-    AdapterConfig: {"dropout"},
-    SpeechConfig: {"detect_narrow_band", "peak_level"},
-}
-
-
-def _field_problems(key: str, kind: type, values: object) -> list[str]:
-    assert is_dataclass(kind)
+def _field_problems(place: str, values: object, part: str, *kinds: type) -> list[str]:
+    """What is wrong with the keys of an object at ``place``, whose fields are those of ``kinds``."""
     if not isinstance(values, dict):
-        return [f"{key} is not an object"]
-    names = {field.name for field in fields(kind)}
-    missing = sorted(names - _OPTIONAL.get(kind, set()) - values.keys())
+        return [f"{place} is not an object"]
+    names = {field.name for kind in kinds if is_dataclass(kind) for field in fields(kind)}
+    missing = sorted(name for name in names - values.keys() if f"{part}.{name}" not in _OPTIONAL)
     unknown = sorted(values.keys() - names)
-    return [f"{key}.{name} is missing" for name in missing] + [f"{key}.{name} is unknown" for name in unknown]
+    return [f"{place}.{name} is missing" for name in missing] + [f"{place}.{name} is unknown" for name in unknown]
 
 
 def _decoder(settings: Settings, stops: tuple[int, ...], layout: Layout) -> DecoderConfig:

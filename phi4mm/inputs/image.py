@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import math
 import os
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO
 
@@ -19,30 +18,14 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from phi4mm.errors import ImageError
 from phi4mm.inputs.source import is_url, source_name
 from phi4mm.model.config import VisionConfig
+from phi4mm.model.crops import Grid, cut, num_image_tokens, patch_masks
+from phi4mm.model.media import PreparedImage
 
 MIN_SIDE = 10  # pixels: a side shrunk below this makes the picture unusable, as in Microsoft's processor
 PIXEL_CENTRE = 127.5  # mean and standard deviation 0.5 of values in [0, 1]: 0..255 becomes -1..1
 WHITE = (255, 255, 255)
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """What the vision tower is given for one picture. S is the side of a crop in pixels, P in patches.
-
-    Attributes:
-        crops: float32 [1 + tiles, 3, S, S] in [-1, 1] (the bicubic global view may reach a little beyond): the global
-            view, then the tiles row by row.
-        masks: bool [1 + tiles, P, P], False for patches of padding alone.
-        grid: tile rows, tile columns.
-        num_tokens: how many tokens the picture takes in the prompt.
-    """
-
-    crops: torch.Tensor
-    masks: torch.Tensor
-    grid: tuple[int, int]
-    num_tokens: int
 
 
 def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
@@ -121,17 +104,13 @@ def prepare_image(image: Image.Image, config: VisionConfig, *, name: str = "imag
     overview = torch.nn.functional.interpolate(
         pixels[None], size=(side, side), mode="bicubic", align_corners=False, antialias=False
     )
-    tiles = pixels.view(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
-
-    patches = config.patches_per_side
-    useful = torch.zeros(rows * patches, columns * patches, dtype=torch.bool)
-    useful[: _useful(rows, height, config), : _useful(columns, width, config)] = True
-    masks = useful.view(rows, patches, columns, patches).transpose(1, 2).reshape(-1, patches, patches)
-    masks = torch.cat((torch.ones(1, patches, patches, dtype=torch.bool), masks))
-    return PreparedImage(torch.cat((overview, tiles)), masks, (rows, columns), _count_tokens(masks, (rows, columns)))
+    tiles = cut(pixels.permute(1, 2, 0), (rows, columns)).permute(0, 3, 1, 2)
+    masks = patch_masks((rows, columns), height, width, config)
+    num_tokens = num_image_tokens(masks, (rows, columns))
+    return PreparedImage(torch.cat((overview, tiles)), masks, (rows, columns), num_tokens)
 
 
-def tile_grid(width: int, height: int, side: int, max_crops: int) -> tuple[int, int]:
+def tile_grid(width: int, height: int, side: int, max_crops: int) -> Grid:
     """Tile rows and columns of a picture: enough to hold it, or else the grid of the closest aspect ratio.
 
     Of several grids that are equally close, it is the largest whose area is under twice that of the picture.
@@ -149,7 +128,7 @@ def tile_grid(width: int, height: int, side: int, max_crops: int) -> tuple[int, 
 
 
 @lru_cache(maxsize=8)
-def _grids(max_crops: int) -> tuple[tuple[int, int], ...]:
+def _grids(max_crops: int) -> tuple[Grid, ...]:
     """Every grid (rows, columns) of at most ``max_crops`` tiles, the smallest first."""
     grids = [(rows, columns) for rows in range(1, max_crops + 1) for columns in range(1, max_crops // rows + 1)]
     return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid)))
@@ -161,23 +140,6 @@ def _fit(width: int, height: int, target_width: int, target_height: int) -> tupl
     if by_width < by_height:
         return target_width, int(height * by_width)
     return int(width * by_height), target_height
-
-
-def _useful(tiles: int, length: int, config: VisionConfig) -> int:
-    """How many of the patches along ``tiles`` tiles show some of the picture's ``length`` pixels."""
-    return tiles * config.patches_per_side - (tiles * config.image_size - length) // config.patch_size
-
-
-def _count_tokens(masks: torch.Tensor, grid: tuple[int, int]) -> int:
-    """One token for every 2x2 useful patches, one at the end of each useful row, one between tiles and global view.
-
-    The global view is whole. A token is useful when its upper left patch is.
-    """
-    rows, columns = grid
-    halved = masks[:, 0::2, 0::2]
-    base = halved.shape[-1]
-    tiles = halved[1:].reshape(rows, columns, base, base).transpose(1, 2).reshape(rows * base, columns * base)
-    return base * base + base + 1 + int(tiles.sum()) + int(tiles[:, 0].sum())
 
 
 def _stream(source: Any, name: str) -> Any:
@@ -233,8 +195,8 @@ def _as_shown(image: Image.Image, name: str) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Wide greys to mode L. A 16-bit mode is scaled from 65535; the modes that do not tell their range (I, F) from the
-    smallest usual one that holds the brightest pixel: 1 (F only), 255, 65535, or that pixel."""
+    """Wide greys to mode L. A 16-bit mode is scaled from 65535; the modes without a range of their own (I, F) from
+    the smallest usual one that holds the brightest pixel: 1 (F only), 255, 65535, or that pixel."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
     peak = float(values.max())
     ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))

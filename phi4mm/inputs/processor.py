@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from phi4mm.errors import BatchError, Phi4MMError, PromptError
-from phi4mm.inputs.audio import levelled, load_audio, log_mel, narrowed
-from phi4mm.inputs.image import PreparedImage, load_image, prepare_image
+from phi4mm.inputs.audio import Waveform, levelled, load_audio, log_mel, narrowed
+from phi4mm.inputs.image import load_image, prepare_image
 from phi4mm.inputs.prompt import MediaPlace, render
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.batch import AudioBatch, Batch, ImageBatch
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.router import Modality, Route, Router
-from phi4mm.types import Request
+from phi4mm.model.media import MediaItem, PreparedImage
+from phi4mm.model.router import route
+from phi4mm.types import Modality, Request, Route
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,23 @@ class Row:
 
     Attributes:
         token_ids: the prompt, media tokens included.
-        route: its adapter and audio projector.
-        images, clips: the features of its media, in the order of their tokens; clips are log-mel [frames, mels].
+        route: its adapters and audio projector.
+        media: its images and clips, in the order of their tokens.
     """
 
     token_ids: tuple[int, ...]
     route: Route
-    images: tuple[PreparedImage, ...] = ()
-    clips: tuple[Tensor, ...] = ()
+    media: tuple[MediaItem, ...] = ()
+
+    @property
+    def images(self) -> tuple[PreparedImage, ...]:
+        """The images among ``media``."""
+        return tuple(item.features for item in self.media if isinstance(item.features, PreparedImage))
+
+    @property
+    def clips(self) -> tuple[Tensor, ...]:
+        """Log-mels [frames, mels] of the clips among ``media``."""
+        return tuple(item.features for item in self.media if isinstance(item.features, Tensor))
 
 
 class Processor:
@@ -44,12 +55,19 @@ class Processor:
     Args:
         config: the model's sizes and media token ids.
         tokenizer: of the same checkpoint.
+        adapter_names: returns the names of the adapters that are loaded now; by default those of ``config``.
     """
 
-    def __init__(self, config: Phi4MMConfig, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        config: Phi4MMConfig,
+        tokenizer: Tokenizer,
+        adapter_names: Callable[[], Collection[str]] | None = None,
+    ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.router = Router(adapter.name for adapter in config.adapters)
+        own = tuple(adapter.name for adapter in config.adapters)
+        self.adapter_names = adapter_names or (lambda: own)
 
     def __call__(self, requests: Iterable[Request | Mapping[str, Any]]) -> Batch:
         """Every tensor that the model needs, plus one route per row.
@@ -85,36 +103,48 @@ class Processor:
             raise PromptError("the request carries images, but this checkpoint has no vision tower; use another")
         if request.audios and self.config.speech is None:
             raise PromptError("the request carries audio, but this checkpoint has no speech tower; use another")
-        route = self.router.route(modality, request.adapter)
-        pieces = render(request, self.tokenizer)
+        taken = route(modality, request.adapter, self.adapter_names())
 
         token_ids: list[int] = []
-        images: list[PreparedImage] = []
-        clips: list[Tensor] = []
-        for piece in pieces:
-            if not isinstance(piece, MediaPlace):
-                token_ids.append(piece)
-            elif piece.kind == "image":
-                assert self.config.vision is not None
-                name = _name(request.images[piece.index], f"image {piece.index + 1}")
-                image = load_image(request.images[piece.index], name=name)
-                images.append(prepare_image(image, self.config.vision, name=name))
-                token_ids += [self.config.vision.image_token_id] * images[-1].num_tokens
+        media: list[MediaItem] = []
+        for piece in render(request, self.tokenizer):
+            if isinstance(piece, MediaPlace):
+                item, token_id = self._medium(request, piece, taken.audio_projector or "", start=len(token_ids))
+                media.append(item)
+                token_ids += [token_id] * item.num_tokens
             else:
-                assert self.config.speech is not None
-                name = _name(request.audios[piece.index], f"audio {piece.index + 1}")
-                waveform = load_audio(request.audios[piece.index], name=name)
-                if self.config.speech.detect_narrow_band:
-                    waveform = narrowed(waveform)
-                if self.config.speech.peak_level is not None:
-                    waveform = levelled(waveform, self.config.speech.peak_level)
-                clips.append(log_mel(waveform, num_mels=self.config.speech.num_mels))
-                token_ids += [self.config.speech.audio_token_id] * self.config.speech.num_tokens(len(clips[-1]))
+                token_ids.append(piece)
 
         room = self.config.decoder.max_positions
         if len(token_ids) >= room:
             raise PromptError(f"the prompt is {len(token_ids)} tokens long; this model holds {room}: shorten it")
-        return Row(tuple(token_ids), route, tuple(images), tuple(clips))
+        return Row(tuple(token_ids), taken, tuple(media))
+
+    def _medium(self, request: Request, place: MediaPlace, projector: str, *, start: int) -> tuple[MediaItem, int]:
+        """The medium of a place, and the token id that stands for it."""
+        if place.kind == "image":
+            assert self.config.vision is not None
+            name = _name(request.images[place.index], f"image {place.index + 1}")
+            picture = load_image(request.images[place.index], name=name)
+            image = prepare_image(picture, self.config.vision, name=name)
+            # Of the pixels, from which the crops follow: they are a fraction of the crops' bytes.
+            digest = _digest(f"image {picture.size};", picture.tobytes())
+            item = MediaItem("image", image, "image", image.num_tokens, start, digest)
+            return item, self.config.vision.image_token_id
+        assert self.config.speech is not None
+        name = _name(request.audios[place.index], f"audio {place.index + 1}")
+        features = self._log_mel(load_audio(request.audios[place.index], name=name))
+        digest = _digest(f"{projector} {tuple(features.shape)};", features.contiguous().numpy().data)
+        item = MediaItem("audio", features, projector, self.config.speech.num_tokens(len(features)), start, digest)
+        return item, self.config.speech.audio_token_id
+
+    def _log_mel(self, waveform: Waveform) -> Tensor:
+        assert self.config.speech is not None
+        if self.config.front_end.detect_narrow_band:
+            waveform = narrowed(waveform)
+        if self.config.front_end.peak_level is not None:
+            waveform = levelled(waveform, self.config.front_end.peak_level)
+        return log_mel(waveform, num_mels=self.config.speech.num_mels)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Pad rows into one batch, on the CPU."""
@@ -140,6 +170,13 @@ class Processor:
             if clips
             else None,
         )
+
+
+def _digest(header: str, content: bytes | memoryview) -> bytes:
+    """BLAKE2b, 16 bytes."""
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    digest.update(content)
+    return digest.digest()
 
 
 def _name(source: Any, position: str) -> str:

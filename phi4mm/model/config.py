@@ -101,14 +101,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class SpeechConfig:
-    """The Conformer tower and its front end's width.
-
-    ``max_seconds`` is the length of the longest clips that it was trained on: longer audio is cut before it is heard.
-    ``detect_narrow_band``: audio at 16 kHz whose upper half is empty was recorded at 8 kHz, and is heard as that. The
-    reference does not, and hears the traces that the window of the spectrum leaves there.
-    ``peak_level``: audio is scaled so that its loudest sample has this magnitude (of 1); ``None`` leaves it as it is,
-    as the reference does.
-    """
+    """The Conformer tower: log-mel frames of ``num_mels`` to a token per ``time_reduction`` frames."""
 
     audio_token_id: int = 200011
     num_mels: int = 80
@@ -122,15 +115,10 @@ class SpeechConfig:
     bias_max_distance: int = 500
     bias_symmetric: bool = False
     window_tokens: int = 500
-    max_seconds: float = 30.0
-    detect_narrow_band: bool = False
-    peak_level: float | None = None
 
     def __post_init__(self) -> None:
         if self.time_reduction < 2 or self.time_reduction & (self.time_reduction - 1):
             raise ValueError(f"time_reduction {self.time_reduction} must be a power of two, 2 or more")
-        if self.peak_level is not None and not 0 < self.peak_level <= 1:
-            raise ValueError(f"peak_level {self.peak_level} must be over 0 and at most 1, or null")
 
     @property
     def num_halvings(self) -> int:
@@ -140,6 +128,34 @@ class SpeechConfig:
     def num_tokens(self, num_frames: int) -> int:
         """Tokens for a clip of ``num_frames`` log-mel frames: ceil(frames / time_reduction)."""
         return -(-num_frames // self.time_reduction)
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of a window of ``window_tokens``, within which attention stays."""
+        return self.window_tokens * self.time_reduction
+
+
+@dataclass(frozen=True)
+class FrontEndConfig:
+    """How audio is prepared before its log-mel frames are computed.
+
+    Attributes:
+        max_seconds: the length of the longest clips in training; longer audio is to be cut.
+        detect_narrow_band: audio at 16 kHz with nothing above 4 kHz was recorded at 8 kHz, and is resampled to that.
+            The reference leaves it at 16 kHz.
+        peak_level: audio is scaled so that its loudest sample has this magnitude (of 1); ``None`` leaves it as it is,
+            as the reference does.
+    """
+
+    max_seconds: float = 30.0
+    detect_narrow_band: bool = False
+    peak_level: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds {self.max_seconds} must be over 0")
+        if self.peak_level is not None and not 0 < self.peak_level <= 1:
+            raise ValueError(f"peak_level {self.peak_level} must be over 0 and at most 1, or null")
 
 
 @dataclass(frozen=True)
@@ -169,6 +185,7 @@ class Phi4MMConfig:
     vision: VisionConfig | None = field(default_factory=VisionConfig)
     speech: SpeechConfig | None = field(default_factory=SpeechConfig)
     adapters: tuple[AdapterConfig, ...] = (VISION_ADAPTER, SPEECH_ADAPTER)
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -181,6 +198,7 @@ class Phi4MMConfig:
             vision=VisionConfig(**_tuples(values["vision"])) if values.get("vision") else None,
             speech=SpeechConfig(**_tuples(values["speech"])) if values.get("speech") else None,
             adapters=tuple(AdapterConfig(**adapter) for adapter in values.get("adapters", ())),
+            front_end=FrontEndConfig(**values.get("front_end", {})),
         )
 
 

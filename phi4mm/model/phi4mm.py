@@ -9,9 +9,9 @@ from phi4mm.model.batch import Batch
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.decoder import Decoder
 from phi4mm.model.lora import Gate, make_gate
-from phi4mm.model.router import Route, Router
 from phi4mm.model.speech import Speech
 from phi4mm.model.vision import Vision
+from phi4mm.types import Route
 
 
 class Phi4MMModel(nn.Module):
@@ -29,7 +29,6 @@ class Phi4MMModel(nn.Module):
         self.decoder = Decoder(config.decoder, total_rank)
         self.vision = Vision(config.vision, decoder_size) if config.vision else None
         self.speech = Speech(config.speech, decoder_size) if config.speech else None
-        self.router = Router(adapter.name for adapter in config.adapters)
 
     @property
     def device(self) -> torch.device:

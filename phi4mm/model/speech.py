@@ -1,21 +1,20 @@
 """The Conformer speech tower and its projectors: log-mel frames in, decoder-width embeddings out.
 
 Phi-4-multimodal technical report, section 2.2 ("speech encoder and projector"). No padding reaches a result: every
-strided convolution sees zeros past the end of a clip, as it would for the clip alone, and attention is masked.
+strided convolution reads zeros past the end of a clip, as it would for the clip alone, and attention is masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phi4mm.model.config import SpeechConfig
+from phi4mm.model.projector import Projector
 
-ALIKE = 0.6  # the least share of the longest clip's length in a group
-MOST_FRAMES = 8192  # of a group, padded: about 80 s; the memory of larger ones is not kept for the next group
 _BLOCK_FRAMES = 2048  # about 20 s; a power of two, and so a multiple of any time reduction
 
 
@@ -42,15 +41,15 @@ class Subsampling(nn.Module):
     def forward(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
         """[clips, frames, mels] and valid frames per clip -> [clips, tokens, hidden] and valid tokens per clip.
 
-        Long clips are run block by block, so that memory does not grow with their length. A token sees no frame from
-        the next one on, and of those before its own only as many as make one token.
+        Long clips are run block by block, so that the memory of the convolutions does not grow with their length. A
+        token depends on no frame after its own, and on no more before them than make one token.
         """
         reduction = 2 ** len(self.stages)
         blocks = []
         for start in range(0, features.shape[1], _BLOCK_FRAMES):
-            lead = min(start, reduction)
-            block = features[:, start - lead : start + _BLOCK_FRAMES]
-            blocks.append(self._run(block, (num_frames - start + lead).clamp(min=0))[:, lead // reduction :])
+            first = max(0, start - reduction)  # one token more, which is dropped
+            block = features[:, first : start + _BLOCK_FRAMES]
+            blocks.append(self._run(block, (num_frames - first).clamp(min=0))[:, (start - first) // reduction :])
         lengths = num_frames
         for _ in self.stages:
             lengths = (lengths + 1) // 2
@@ -65,7 +64,7 @@ class Subsampling(nn.Module):
         for stage in self.stages:
             hidden = stage(hidden).contiguous(memory_format=torch.channels_last)
             lengths = (lengths + 1) // 2
-            # Of what lies past a clip's end, a stride-2 convolution of three frames sees the first alone.
+            # Of what lies past a clip's end, a stride-2 convolution of three frames reads the first alone.
             clips = (lengths < hidden.shape[2]).nonzero()[:, 0]
             hidden[clips, :, lengths[clips]] = 0.0
             hidden = F.relu(hidden, inplace=True)
@@ -77,7 +76,7 @@ def _positions(size: int, like: Tensor) -> Tensor:
 
 
 class RelativeBias(nn.Module):
-    """One learned bias per head and relative distance, added to the attention scores (after T5)."""
+    """One learned bias per head and relative distance, added to the attention logits (after T5)."""
 
     def __init__(self, config: SpeechConfig) -> None:
         super().__init__()
@@ -180,24 +179,32 @@ class SpeechTower(nn.Module):
     def __init__(self, config: SpeechConfig) -> None:
         super().__init__()
         self.window_tokens = config.window_tokens
+        self.time_reduction = config.time_reduction
         self.register_buffer("mean", torch.zeros(config.num_mels))
         self.register_buffer("inverse_std", torch.ones(config.num_mels))
         self.subsampling = Subsampling(config)
         self.relative_bias = RelativeBias(config)
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_blocks))
 
-    def forward(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, num_frames: Tensor, *, start: int = 0, stop: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode a padded batch of clips; each clip's result is the one that it has alone.
 
         Args:
             features: log-mel [clips, frames, mels]; what lies past a clip's end is ignored.
             num_frames: valid frames of each clip [clips].
+            start, stop: encode these frames alone; the result is that part of the whole clips'. Each is a multiple of
+                ``SpeechConfig.window_frames``; a ``stop`` of ``None`` or past the last frame is the end.
 
         Returns:
-            Encoded [clips, tokens, hidden] and the valid tokens of each clip [clips].
+            Encoded [clips, tokens, hidden] and the valid tokens of each clip [clips], from ``start`` to ``stop``.
         """
-        normalised = (features - self.mean) * self.inverse_std
-        hidden, lengths = self.subsampling(normalised, num_frames)
+        first = max(0, start - self.time_reduction)  # the first token depends on these frames too
+        normalised = (features[:, first:stop] - self.mean) * self.inverse_std
+        hidden, lengths = self.subsampling(normalised, (num_frames - first).clamp(0, normalised.shape[1]))
+        lead = (start - first) // self.time_reduction
+        hidden, lengths = hidden[:, lead:], (lengths - lead).clamp(min=0)
         num_clips, num_tokens, width = hidden.shape
         window = min(num_tokens, self.window_tokens)
 
@@ -223,66 +230,39 @@ class SpeechTower(nn.Module):
         return hidden
 
 
-class Projector(nn.Module):
-    """Linear, GELU, Linear: from a tower's width to the decoder's."""
-
-    def __init__(self, in_size: int, out_size: int) -> None:
-        super().__init__()
-        self.up_proj = nn.Linear(in_size, out_size)
-        self.down_proj = nn.Linear(out_size, out_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.up_proj(hidden)))
-
-
 class Speech(nn.Module):
     """The tower with its two projectors: "speech", and "vision" for audio beside an image."""
 
     def __init__(self, config: SpeechConfig, decoder_size: int) -> None:
         super().__init__()
+        self.config = config
         self.tower = SpeechTower(config)
         self.projectors = nn.ModuleDict(
             {name: Projector(config.hidden_size, decoder_size) for name in ("speech", "vision")}
         )
 
-    def forward(self, features: Tensor, num_frames: Tensor, projectors: list[str]) -> list[Tensor]:
-        """Embed clips, each through the projector that its row's route names.
+    def forward(
+        self,
+        features: Tensor,
+        num_frames: Tensor,
+        projectors: Sequence[str],
+        *,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> list[Tensor]:
+        """Embed a padded batch of clips, each through the projector that its row's route names.
 
         Args:
             features: log-mel [clips, frames, mels].
             num_frames: valid frames [clips].
             projectors: one projector name per clip.
+            start, stop: embed these frames alone: see ``SpeechTower.forward``.
 
         Returns:
             One [tokens, decoder width] tensor per clip.
         """
-        embedded: dict[int, Tensor] = {}
-        for clips, longest in alike(num_frames.tolist()):
-            encoded, lengths = self.tower(_to_length(features[clips], longest), num_frames[clips])
-            for clip, values, length in zip(clips, encoded, lengths.tolist(), strict=True):
-                embedded[clip] = self.projectors[projectors[clip]](values[:length])
-        return [embedded[clip] for clip in range(len(projectors))]
-
-
-def alike(lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-    """Clips in groups of similar length, so that little is computed for padding, and the frames to pad each group to.
-
-    These come in steps of at most an eighth: a CPU makes its kernels anew for every shape.
-    """
-    group: list[int] = []
-    padded = 0
-    for clip in sorted(range(len(lengths)), key=lambda clip: -lengths[clip]):
-        if group and (lengths[clip] < ALIKE * padded or (len(group) + 1) * padded > MOST_FRAMES):
-            yield group, padded
-            group = []
-        if not group:
-            step = max(8, 2 ** (lengths[clip].bit_length() - 4))
-            padded = -(-lengths[clip] // step) * step
-        group.append(clip)
-    if group:
-        yield group, padded
-
-
-def _to_length(features: Tensor, frames: int) -> Tensor:
-    """[clips, frames, mels] cut or padded to so many frames."""
-    return F.pad(features[:, :frames], (0, 0, 0, max(0, frames - features.shape[1])))
+        encoded, lengths = self.tower(features, num_frames, start=start, stop=stop)
+        return [
+            self.projectors[name](values[:length])
+            for name, values, length in zip(projectors, encoded, lengths.tolist(), strict=True)
+        ]

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phi4mm.model.config import VisionConfig
-from phi4mm.model.speech import Projector
-
-MOST_CROPS = 32  # in one pass of the tower
+from phi4mm.model.crops import Grid, stitch, useful_tokens
+from phi4mm.model.projector import Projector
 
 
 class PatchEmbedding(nn.Module):
@@ -118,52 +117,44 @@ class Vision(nn.Module):
         self.view_separator = nn.Parameter(torch.zeros(config.hidden_size))  # "glb_GN"
         self.projector = Projector(config.hidden_size, decoder_size)
 
-    def forward(self, crops: Tensor, masks: Tensor, grids: tuple[tuple[int, int], ...]) -> list[Tensor]:
-        """Embed images given as the crops of all of them, one after another.
+    def forward(self, crops: Tensor, masks: Tensor, grids: tuple[Grid, ...]) -> list[Tensor]:
+        """Embed images given as the crops of all of them, one after another, in one pass of the tower.
 
         Args:
             crops: [crops, channels, size, size]; of each image the global view, then its tiles row by row.
-            masks: bool [crops, side, side], which patches hold picture.
+            masks: bool [crops, side, side], which patches show picture.
             grids: tile rows and columns of each image.
 
         Returns:
-            One [tokens, decoder width] tensor per image: tiles, view separator, global view; every row of either
-            ends in the row separator.
+            One [tokens, decoder width] tensor per image: see ``assemble``.
         """
-        # Not all at once: in a batch of documents there are hundreds of crops.
-        parts = zip(crops.split(MOST_CROPS), masks.split(MOST_CROPS), strict=True)
-        features = torch.cat([self.tokens(some, filled) for some, filled in parts])
         counts = [1 + rows * columns for rows, columns in grids]
-        return [
-            self.projector(self._merge(image, mask, grid))
-            for image, mask, grid in zip(features.split(counts), masks.split(counts), grids, strict=True)
-        ]
+        features = self.tokens(crops, masks).split(counts)
+        return [self.assemble(*image) for image in zip(features, masks.split(counts), grids, strict=True)]
 
     def tokens(self, crops: Tensor, masks: Tensor) -> Tensor:
         """Crops as in ``forward`` to their 2x2-averaged features [crops, tokens per side, tokens per side, hidden]."""
         return self.averaged(self.tower(crops, masks))
 
     def averaged(self, features: Tensor) -> Tensor:
-        """What the tower says of patches, averaged over squares of 2x2."""
+        """Patch features [crops, patches, hidden], averaged over squares of 2x2, as ``tokens`` returns them."""
         side = self.config.patches_per_side
         square = features.unflatten(1, (side, side)).permute(0, 3, 1, 2)
         if side % 2:
             square = F.pad(square, (0, 1, 0, 1), mode="reflect")
         return F.avg_pool2d(square, 2).permute(0, 2, 3, 1)
 
-    def _merge(self, features: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
-        """One image's [1 + tiles, side, side, hidden] -> [tokens, hidden]."""
-        rows, columns = grid
-        tiles = features[1:].unflatten(0, grid).transpose(1, 2).flatten(0, 1).flatten(1, 2)
-        filled = masks[1:, ::2, ::2].unflatten(0, (rows, columns)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
-        height, width = int(filled[:, 0].sum()), int(filled[0].sum())
-        return torch.cat(
-            (
-                self._with_row_ends(tiles[:height, :width]),
-                self.view_separator[None],
-                self._with_row_ends(features[0]),
-            )
-        )
+    def assemble(self, features: Tensor, masks: Tensor, grid: Grid) -> Tensor:
+        """Embed one image from the ``tokens`` of its crops [1 + tiles, side, side, hidden], and their masks.
+
+        Returns:
+            [tokens, decoder width]: the useful tokens of the tiles, the view separator, the global view; every row of
+            either view ends in the row separator.
+        """
+        height, width = useful_tokens(masks, grid)
+        tiles = stitch(features[1:], grid)[:height, :width]
+        views = (self._with_row_ends(tiles), self.view_separator[None], self._with_row_ends(features[0]))
+        return self.projector(torch.cat(views))
 
     def _with_row_ends(self, square: Tensor) -> Tensor:
         """[rows, columns, hidden] -> [rows * (columns + 1), hidden]."""

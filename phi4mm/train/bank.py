@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from phi4mm.inputs.image import PreparedImage, prepare_image
+from phi4mm.inputs.image import prepare_image
 from phi4mm.model.batch import ImageBatch
 from phi4mm.model.config import VisionConfig
+from phi4mm.model.media import PreparedImage
 from phi4mm.train.files import read_rows, read_tensors, write_rows, write_tensors
 from phi4mm.train.pictures import Picture, Question
 from phi4mm.train.text import COLOURS, SHAPES

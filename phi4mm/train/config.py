@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from phi4mm.inputs.tokenizer import Tokenizer
-from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
+from phi4mm.model.config import (
+    AdapterConfig,
+    DecoderConfig,
+    FrontEndConfig,
+    Phi4MMConfig,
+    SpeechConfig,
+    VisionConfig,
+)
 from phi4mm.train.tokenizer import AUDIO_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD_TOKEN
 
 MAX_CROPS = 4  # as many as the recipe's pictures have: larger ones are scaled down to what was trained on
@@ -39,6 +46,7 @@ def small_config(tokenizer: Tokenizer) -> Phi4MMConfig:
         ),
         speech=small_speech_config(tokenizer.control(AUDIO_TOKEN)),
         adapters=(AdapterConfig("vision", rank=32, alpha=64.0), AdapterConfig("speech", rank=32, alpha=64.0)),
+        front_end=FrontEndConfig(max_seconds=8.0, detect_narrow_band=True, peak_level=0.3),
     )
 
 
@@ -50,7 +58,4 @@ def small_speech_config(audio_token_id: int) -> SpeechConfig:
         num_blocks=6,
         num_heads=4,
         subsampling_channels=32,
-        max_seconds=8.0,
-        detect_narrow_band=True,
-        peak_level=0.3,
     )

@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.model import router
 from phi4mm.model.batch import AudioBatch, Batch
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Modality
 from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns, word_embeddings
 from phi4mm.train.batches import SpeechBatch
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
@@ -28,6 +28,7 @@ from phi4mm.train.shards import Shard
 from phi4mm.train.text import asked_of_digits, write_down
 from phi4mm.train.tower import BLANK, WordTower, varied_batches
 from phi4mm.train.words import NUMBER_WORDS
+from phi4mm.types import Modality
 
 PROJECTOR = "speech"
 
@@ -172,6 +173,6 @@ def ask(
         question, answer = asked or (write_down(random), " ".join(words))
         turns.append(Turn([config.speech.audio_token_id] * config.speech.num_tokens(num_frames), question, answer))
     answers = collate_turns(turns, tokenizer, config.decoder.pad_token_id).to(model.device)
-    route = model.router.route(Modality.AUDIO)
+    route = router.route(Modality.AUDIO, "auto", [adapter.name for adapter in model.config.adapters])
     audios = AudioBatch(speech.features, speech.num_frames, tuple(range(len(turns))))
     return Batch(answers.token_ids, answers.lengths, (route,) * len(turns), audios=audios), answers

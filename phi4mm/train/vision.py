@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phi4mm.checkpoint.names import is_lora
+from phi4mm.model import router
 from phi4mm.model.batch import ImageBatch
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Modality
 from phi4mm.model.vision import Vision
 from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns
 from phi4mm.train.bank import PictureBank, StoredImage, collate_images, vary_images
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.pictures import Question
 from phi4mm.train.text import TextTasks, capitalised
+from phi4mm.types import Modality
 
 Mixture = Sequence[tuple[PictureBank, int]]  # banks, and how many pictures of each a round holds
 
@@ -76,7 +77,7 @@ def train_vision(
     others = [*adapters, *model.vision.projector.parameters()]
     for parameter in (*tower, *others):
         parameter.requires_grad_(True)
-    route = model.router.route(Modality.IMAGE)
+    route = router.route(Modality.IMAGE, "auto", [adapter.name for adapter in model.config.adapters])
 
     def rounds(number: int, step: int) -> Iterator[tuple[ImageBatch, Answers]]:
         random = Random(number)

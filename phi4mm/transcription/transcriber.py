@@ -11,7 +11,6 @@ from typing import Any, Protocol, Unpack, cast
 from phi4mm.errors import BatchError, Phi4MMError
 from phi4mm.inputs.audio import Waveform
 from phi4mm.inputs.processor import Processor
-from phi4mm.model.config import SpeechConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.alignment import align_words
 from phi4mm.transcription.detector import SpeechDetector
@@ -152,10 +151,9 @@ class Transcription:
     def pieces(self) -> Iterator[Piece]:
         """What is handed to the model, without decoding it."""
         options = self._options
-        speech = self._chat.model.config.speech
         return cut(
             frames(self._counted(), SpeechDetector() if options.vad else None),
-            max_piece=options.max_piece or (speech or SpeechConfig()).max_seconds,
+            max_piece=options.max_piece or self._chat.model.config.front_end.max_seconds,
             min_silence=options.min_silence,
             threshold=options.vad_threshold,
             judge=options.vad,

@@ -21,7 +21,7 @@ from phi4mm.asr import __main__ as command
 from phi4mm.asr.files import find_inputs
 from phi4mm.asr.manual import manual
 from phi4mm.inputs.audio import stream_audio
-from phi4mm.model.config import SpeechConfig
+from phi4mm.model.config import FrontEndConfig
 from phi4mm.transcription.options import SpeechOptions
 from phi4mm.transcription.transcriber import Transcription
 
@@ -33,7 +33,7 @@ class StandIn:
     """What the command needs of ``Phi4MM``; each input is one piece, of which it says how long it is."""
 
     processor = None
-    model = SimpleNamespace(config=SimpleNamespace(speech=SpeechConfig()))
+    model = SimpleNamespace(config=SimpleNamespace(front_end=FrontEndConfig()))
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, dict[str, Any]]] = []

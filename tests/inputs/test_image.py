@@ -6,19 +6,22 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from phi4mm.errors import ImageError
 from phi4mm.inputs.image import load_image, prepare_image
 from phi4mm.model.config import VisionConfig
+from phi4mm.model.vision import Vision
 
 SMALL = VisionConfig(image_size=56, patch_size=14, max_crops=6)
 ODD = VisionConfig(image_size=42, patch_size=14, max_crops=7)  # 3 patches a side
@@ -299,3 +302,22 @@ def test_token_count_follows_from_the_masks(width: int, height: int, config: Vis
         for y in range(0, patches, 2)
     ]
     assert prepared.num_tokens == base * (base + 1) + 1 + sum(useful) + sum(count > 0 for count in useful)
+
+
+@pytest.fixture(scope="module")
+def tower() -> Callable[[VisionConfig], Vision]:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "num_heads": 1}
+    towers = {config: Vision(replace(config, **sizes), 16).eval() for config in (SMALL, ODD)}
+    return towers.__getitem__
+
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(1, 400), height=st.integers(1, 400), config=st.sampled_from([SMALL, ODD]))
+@torch.no_grad()
+def test_the_tower_returns_as_many_embeddings_as_tokens_are_counted(
+    tower: Callable[[VisionConfig], Vision], width: int, height: int, config: VisionConfig
+) -> None:
+    assume(max(width / height, height / width) < 5)
+    prepared = prepare_image(Image.new("RGB", (width, height)), config)
+    [embeddings] = tower(config)(prepared.crops, prepared.masks, (prepared.grid,))
+    assert embeddings.shape == (prepared.num_tokens, 16)

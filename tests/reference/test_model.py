@@ -21,11 +21,12 @@ from transformers import Phi4MultimodalForCausalLM
 from phi4mm.checkpoint import load_checkpoint, save_checkpoint
 from phi4mm.engine.engine import Generation
 from phi4mm.engine.sampler import Sampling
-from phi4mm.inputs.image import PreparedImage, prepare_image
+from phi4mm.inputs.image import prepare_image
 from phi4mm.model.batch import AudioBatch, Batch, ImageBatch
 from phi4mm.model.config import DecoderConfig, Phi4MMConfig
+from phi4mm.model.media import PreparedImage
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Route
+from phi4mm.types import Route
 from tests.reference.transformers_port import add_adapters, make_pair, random_port, relative_error, small_config
 
 NUM_NEW = 32
@@ -118,7 +119,7 @@ def make_inputs(case: Case, config: Phi4MMConfig) -> tuple[Batch, dict[str, Any]
     batch = Batch(
         token_ids=torch.tensor([token_ids]),
         lengths=torch.tensor([len(token_ids)]),
-        routes=(Route(case.adapter, projector),),
+        routes=(Route((case.adapter,) if case.adapter else (), projector),),
     )
     theirs: dict[str, Any] = {"input_ids": batch.token_ids}
     if images:

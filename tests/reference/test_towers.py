@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.router import Route
+from phi4mm.model.crops import patch_masks
+from phi4mm.types import Route
 from tests.reference.transformers_port import (
     Pair,
     make_pair,
@@ -29,20 +30,12 @@ def pair() -> Pair:
     return make_pair()
 
 
-def tiled_masks(grid: tuple[int, int], side: int, height: int, width: int) -> torch.Tensor:
-    """Patch masks of a global view and a grid of tiles whose picture fills ``height`` x ``width`` patches."""
-    rows, columns = grid
-    whole = torch.zeros(rows * side, columns * side, dtype=torch.bool)
-    whole[:height, :width] = True
-    tiles = whole.view(rows, side, columns, side).transpose(1, 2).reshape(-1, side, side)
-    return torch.cat((torch.ones(1, side, side, dtype=torch.bool), tiles))
-
-
 @pytest.mark.parametrize(
     ("grid", "height", "width"), [((1, 1), 4, 4), ((1, 2), 4, 6), ((2, 3), 7, 12), ((3, 1), 10, 3)]
 )
 @torch.no_grad()
 def test_image_embedding(pair: Pair, grid: tuple[int, int], height: int, width: int) -> None:
+    """A picture of ``height`` x ``width`` patches on a grid of tiles."""
     check_image(pair, grid, height, width)
 
 
@@ -57,7 +50,7 @@ def test_image_with_odd_patches_per_side() -> None:
 def check_image(pair: Pair, grid: tuple[int, int], height: int, width: int) -> None:
     assert pair.ours.vision is not None
     config = pair.ours.vision.config
-    masks = tiled_masks(grid, config.patches_per_side, height, width)
+    masks = patch_masks(grid, height * config.patch_size, width * config.patch_size, config)
     crops = torch.randn(len(masks), 3, config.image_size, config.image_size, generator=torch.manual_seed(3))
     (ours,) = pair.ours.vision(crops, masks, (grid,))
 
@@ -134,7 +127,7 @@ def check_decoder(pair: Pair, num_tokens: int, adapter: str | None) -> None:
         decoder.embed_tokens(token_ids),
         torch.arange(num_tokens).expand(2, -1),
         pair.ours.long_rows(torch.full((2,), num_tokens)),
-        gate=pair.ours.gate((Route(adapter), Route(adapter))),
+        gate=pair.ours.gate((Route((adapter,) if adapter else ()),) * 2),
     )
     with pair.adapter(adapter) as port:
         theirs = port(input_ids=token_ids, use_cache=False).logits

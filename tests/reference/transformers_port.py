@@ -266,7 +266,7 @@ def random_batch(config: Phi4MMConfig, adapter: str | None, *, image: bool, audi
         audios = AudioBatch(features, torch.tensor([51]), (0,))
         token_ids = token_ids + [speech.audio_token_id] * speech.num_tokens(51)
     token_ids = token_ids + text[5:]
-    route = Route(adapter, audio_projector="vision" if image else "speech")
+    route = Route((adapter,) if adapter else (), audio_projector="vision" if image else "speech")
     return Batch(torch.tensor([token_ids]), torch.tensor([len(token_ids)]), (route,), images, audios)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from phi4mm import AudioError, Phi4MM, PromptError, Reply, Request, Route
 from phi4mm.inputs.audio import load_audio, stream_audio
-from phi4mm.model.config import SpeechConfig
+from phi4mm.model.config import FrontEndConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.options import SpeechOptions
 from phi4mm.transcription.transcriber import Transcription
@@ -46,7 +46,7 @@ def scripted() -> Any:
             chosen = [script[request.temperature] for request in requests]
             return [Reply(text, (), Route(None, None), "stop", score, Usage(1, 1)) for text, score in chosen]
 
-        model = SimpleNamespace(config=SimpleNamespace(speech=SpeechConfig()))
+        model = SimpleNamespace(config=SimpleNamespace(front_end=FrontEndConfig()))
         return SimpleNamespace(chat_batch=chat_batch, model=model, processor=None, asked=asked)
 
     return make
