@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from eval_asr.normalise import classic_errors, left_out, progress_normaliser
 from eval_asr.results import Row
-from eval_asr.score import Errors
+from eval_asr.word_errors import WordErrors
 
 
 class RunningScore:
@@ -14,7 +14,7 @@ class RunningScore:
 
     def __init__(self, language: str) -> None:
         self.normalise = progress_normaliser(language)
-        self.errors = Errors()
+        self.errors = WordErrors()
         self.num_failed = 0
 
     def after(self, rows: Iterable[Row]) -> str:
