@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PROGRAM}",
         description="Run speech recognisers over corpora and score them as the Open ASR Leaderboard does.",
-        epilog="Exit code: 0 done, 1 an error (told in one line), 2 usage, 130 stopped by Ctrl-C.",
+        epilog="Exit code: 0 done, 1 an error (reported in one line), 2 usage, 130 stopped by Ctrl-C.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="recognise corpora; a run that was killed goes on where it was"))
@@ -82,7 +82,7 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         "--leaderboard", type=Path, metavar="DIR",
         help="a clone of github.com/huggingface/open_asr_leaderboard, whose normaliser the rules of 2026 use",
     )  # fmt: skip
-    parser.add_argument("--language", help="of the references (default: what the run or the set's name says)")
+    parser.add_argument("--language", help="of the references (default: that of the run, or of the set's name)")
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:

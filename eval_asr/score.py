@@ -53,7 +53,7 @@ class SetScore:
         cer: character error rate in percent, rounded to 2 decimals.
         interval: 95 % bootstrap interval of the word error rate, in percent.
         rtfx: seconds of audio per second of transcription; ``None`` where a time is missing.
-        num_failed: rows without a transcription; they count as said nothing.
+        num_failed: rows without a transcription; they count as empty ones.
         num_left_out: rows that do not count, by the leaderboard's rule.
         duration: seconds of audio that were transcribed.
         time: seconds that it took.
@@ -91,7 +91,7 @@ def score_folder(
     Args:
         rules: "classic" or "2026".
         leaderboard: a clone of the leaderboard's repository, for "2026".
-        language: of the references; by default what the run's settings or the set's name say.
+        language: of the references; by default that of the run's settings or of the set's name.
 
     Raises:
         ResultsError: there are no results, or a line is wrong.
@@ -115,7 +115,7 @@ def score_manifest(
 
 
 def score_rows(rows: Sequence[Row], name: SetName, rules: Rules) -> SetScore:
-    """Score the rows of one set. A row with an error counts as a clip of which nothing was said.
+    """Score the rows of one set. A row with an error counts as an empty transcription.
 
     The rate is that of all words together: the sum of errors over the sum of words in the references. The speed is
     that of the rows that count and have no error: their audio over their time.

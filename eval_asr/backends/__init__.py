@@ -69,7 +69,7 @@ class BackendOptions:
 
     @property
     def label(self) -> str:
-        """What results call the model: its name, or its folder's; other backends than ours say who they are."""
+        """What results call the model: its name, or its folder's; after the backend's where it is not ours."""
         default = {"phi4mm": "bundled", "pocketsphinx": "en-us"}.get(self.backend, "")
         name = default if self.model is None else self.model
         if self.model is not None and Path(self.model).is_dir():
@@ -91,7 +91,7 @@ def load_recogniser(options: BackendOptions) -> Recogniser:
 
     Raises:
         BackendError: it is not known, not installed, or its model cannot be loaded.
-        Phi4MMError: likewise, told by phi4mm.
+        Phi4MMError: likewise, raised by phi4mm.
     """
     if options.backend not in BACKENDS:
         raise BackendError(f"backend {options.backend!r} is not known; known are {', '.join(BACKENDS)}")

@@ -115,7 +115,7 @@ def wer_by_length(scores: Sequence[SetScore]) -> Figure:
 
 
 def _clips_between(scores: Sequence[SetScore], low: float, high: float) -> int:
-    """Clips of this length, each once however many models heard it."""
+    """Clips of this length, each once however many models transcribed it."""
     return len(
         {(score.name.dataset, row.row.audio_filepath) for score in scores for row in score.rows
          if low <= row.row.duration < high}

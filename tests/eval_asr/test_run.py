@@ -390,7 +390,7 @@ def test_rows_survive_their_json(tmp_path: Path) -> None:
 def test_command_line_on_a_real_model(
     corpus: Path, tmp_path: Path, tiny_model: Phi4MMModel, tokenizer_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows are what ``Phi4MM.transcribe_batch`` says of each clip alone."""
+    """Rows are what ``Phi4MM.transcribe_batch`` returns for each clip alone."""
     save_checkpoint(tiny_model, tmp_path / "tiny", tokenizer_file=tokenizer_file)
     out = tmp_path / "out"
     command = ["run", "--model", str(tmp_path / "tiny"), "--data", str(corpus), "--out", str(out), "--limit", "5"]

@@ -118,7 +118,7 @@ def test_failed_rows_count_and_are_shown(tmp_path: Path, capsys: pytest.CaptureF
     assert score.rtfx == 4.0  # of the clips that were recognised
     assert main(["score", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    assert "1 clips failed and count as said nothing; the first, bad: AudioError: bad: is empty" in table
+    assert "1 clips failed and count as empty; the first, bad: AudioError: bad: is empty" in table
     assert "classic: Whisper's English normaliser, jiwer" in table
 
 

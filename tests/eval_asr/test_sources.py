@@ -1,4 +1,4 @@
-"""Corpora of each kind, read right, and their faults told in one line."""
+"""Corpora of each kind, read right, and their faults reported in one line."""
 
 from __future__ import annotations
 
