@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eval_asr.backends import BACKENDS, DEFAULT_PROMPT, BackendOptions, load_recogniser
 from eval_asr.errors import EvalError, ScoringWarning
 from eval_asr.normalise import SCORINGS
+from eval_asr.recognise import LazyRecogniser
 from eval_asr.results import SetName, locked
 from eval_asr.run import RunOptions, check_distinct, run_set
 from eval_asr.sources import open_source
@@ -31,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PROGRAM}",
         description="Run speech recognisers over corpora and score them as the Open ASR Leaderboard does.",
-        epilog="Exit code: 0 done, 1 an error (told in one line), 2 usage, 130 stopped by Ctrl-C.",
+        epilog="Exit code: 0 done, 1 an error (reported in one line), 2 usage, 130 stopped by Ctrl-C.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="recognise corpora; a run that was killed goes on where it was"))
@@ -63,7 +64,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt", help=f"the instruction (default: {DEFAULT_PROMPT!r} for the models that need one)")
     group.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of a transcription (default: 512)")
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="clips at once (default: 16)")
-    group.add_argument("--warmup", type=int, default=2, metavar="N", help="batches off the clock first (default: 2)")
+    group.add_argument(
+        "--warmup", type=int, default=2, metavar="N", help="batches off the clock once it is loaded (default: 2)"
+    )
     group = parser.add_argument_group("scale-out")
     group.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, or on one started here: local")
     group.add_argument("--workers", type=int, default=1, metavar="N", help="with --ray: recognisers (default: 1)")
@@ -79,7 +82,7 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         "--leaderboard", type=Path, metavar="DIR",
         help="a clone of github.com/huggingface/open_asr_leaderboard, whose normaliser the rules of 2026 use",
     )  # fmt: skip
-    parser.add_argument("--language", help="of the references (default: what the run or the set's name says)")
+    parser.add_argument("--language", help="of the references (default: that of the run, or of the set's name)")
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
@@ -109,25 +112,24 @@ def _run(options: argparse.Namespace) -> None:
     from eval_asr.settings import prepare_settings, record_timing
 
     specs = [*options.data, *(spec for name in options.suite for spec in suite(name))]
-    run_options = RunOptions(options.batch_size, options.limit, options.seed, options.warmup, not options.quiet)
-    with locked(options.out), _cluster(options) as cluster:
+    run_options = RunOptions(options.batch_size, options.limit, options.seed, not options.quiet)
+    backend = BackendOptions(
+        backend=options.backend,
+        model=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        prompt=options.prompt,
+        max_new_tokens=options.max_new_tokens,
+    )
+    load = partial(load_recogniser, backend)
+    with locked(options.out), _cluster(options) as cluster, LazyRecogniser(load, options.warmup) as recogniser:
         sources = [open_source(spec, streaming=options.streaming, language=options.language) for spec in specs]
         check_distinct(sources)
         for source in sources:
-            backend = BackendOptions(
-                backend=options.backend,
-                model=options.model,
-                device=options.device,
-                dtype=options.dtype,
-                prompt=options.prompt,
-                language=source.language,
-                max_new_tokens=options.max_new_tokens,
-            )
             manifest = options.out / SetName(backend.label, source.path, source.name, source.split).file_name
             prepare_settings(manifest, source, backend, run_options)
-            load = partial(load_recogniser, backend)
-            elsewhere = None if cluster is None else cluster.transcriber(load, options.warmup)
-            summary = run_set(load, source, manifest, run_options, elsewhere)
+            elsewhere = None if cluster is None else cluster.transcriber(load, source.language, options.warmup)
+            summary = run_set(recogniser, source, manifest, run_options, elsewhere)
             record_timing(manifest, summary.timing)
             print(f"{manifest}: {summary.sentence()}", flush=True)
 

@@ -35,7 +35,7 @@ class Clip:
         audio_filepath: what identifies it in its set.
         text: the reference.
         audio: a file, the bytes of one, or where to read them.
-        seconds: the length that the corpus claims, for sorting; ``None`` where it does not say.
+        seconds: the length that the corpus claims, for sorting; ``None`` where it does not claim one.
         parent_id: the recording that it is a chunk of, if any.
         chunk_index: the place of the chunk in its recording, from 0.
     """
@@ -56,7 +56,7 @@ class Clip:
         try:
             audio = self._content()
             return float(soundfile.info(io.BytesIO(audio) if isinstance(audio, bytes) else audio).duration)
-        except (OSError, RuntimeError, AudioError):  # told when the clip is loaded
+        except (OSError, RuntimeError, AudioError):  # reported when the clip is loaded
             return 0.0
 
     def load(self, sampling_rate: int) -> tuple[np.ndarray, float]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from eval_asr.errors import ScoringError
 from eval_asr.results import SetName
-from eval_asr.score import Errors, ScoredRow, SetScore, counts
+from eval_asr.score import ScoredRow, SetScore, counts
 from eval_asr.statistics import paired_bootstrap
+from eval_asr.word_errors import WordErrors
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def compare(before: SetScore, after: SetScore) -> Comparison:
         rules=before.rules,
         num_clips=len(pairs),
         num_unpaired=len(first) + len(second) - 2 * len(pairs),
-        wer_before=100 * sum((pair.before.errors for pair in pairs), Errors()).wer,
-        wer_after=100 * sum((pair.after.errors for pair in pairs), Errors()).wer,
+        wer_before=100 * sum((pair.before.errors for pair in pairs), WordErrors()).wer,
+        wer_after=100 * sum((pair.after.errors for pair in pairs), WordErrors()).wer,
         p_value=p_value,
         interval=interval,
         changed=tuple(sorted(changed, key=lambda pair: (-abs(pair.change), pair.before.row.audio_filepath))),

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from eval_asr.errors import ScoringError
-from eval_asr.score import Errors
+from eval_asr.word_errors import WordErrors
 
 SCORINGS = ("classic", "2026")
 IGNORED = "ignore time segment in scoring"
@@ -43,7 +43,7 @@ class Rules:
 
     title: str
     normalise: Callable[[str], str]
-    align: Callable[[Sequence[Pair]], list[Errors]]
+    align: Callable[[Sequence[Pair]], list[WordErrors]]
     pair: Callable[[Sequence[Pair]], list[Pair]] = list
 
 
@@ -111,7 +111,7 @@ def progress_normaliser(language: str) -> Callable[[str], str]:
     return normaliser
 
 
-def classic_errors(pairs: Sequence[Pair]) -> list[Errors]:
+def classic_errors(pairs: Sequence[Pair]) -> list[WordErrors]:
     """Errors of each pair as ``jiwer.process_words`` counts them."""
     import jiwer
 
@@ -125,11 +125,11 @@ def classic_errors(pairs: Sequence[Pair]) -> list[Errors]:
         for chunk in chunks:
             length = chunk.hyp_end_idx - chunk.hyp_start_idx
             counts[chunk.type] += chunk.ref_end_idx - chunk.ref_start_idx if chunk.type == "delete" else length
-        errors.append(Errors(counts["equal"], counts["substitute"], counts["delete"], counts["insert"]))
+        errors.append(WordErrors(counts["equal"], counts["substitute"], counts["delete"], counts["insert"]))
     return errors
 
 
-def compound_errors(pairs: Sequence[Pair]) -> list[Errors]:
+def compound_errors(pairs: Sequence[Pair]) -> list[WordErrors]:
     """Errors of each pair as ``kaldialign`` counts them, where "white paper" and "whitepaper" are one."""
     try:
         from kaldialign import edit_distance
@@ -139,7 +139,7 @@ def compound_errors(pairs: Sequence[Pair]) -> list[Errors]:
     for reference, hypothesis in pairs:
         counts = edit_distance(reference.split(), hypothesis.split(), merge_compounds=True)
         hits = counts["ref_len"] - counts["sub"] - counts["del"]
-        errors.append(Errors(hits, counts["sub"], counts["del"], counts["ins"]))
+        errors.append(WordErrors(hits, counts["sub"], counts["del"], counts["ins"]))
     return errors
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from eval_asr.normalise import classic_errors, left_out, progress_normaliser
 from eval_asr.results import Row
-from eval_asr.score import Errors
+from eval_asr.word_errors import WordErrors
 
 
 class RunningScore:
@@ -14,11 +14,11 @@ class RunningScore:
 
     def __init__(self, language: str) -> None:
         self.normalise = progress_normaliser(language)
-        self.errors = Errors()
+        self.errors = WordErrors()
         self.num_failed = 0
 
     def after(self, rows: Iterable[Row]) -> str:
-        """Add rows, and say how things stand."""
+        """Add rows, and return the summary."""
         for row in rows:
             self.add(row)
         return self.summary()
@@ -27,7 +27,7 @@ class RunningScore:
         self.num_failed += row.error is not None
         try:
             reference, hypothesis = self.normalise(row.text), self.normalise(row.pred_text)
-        except (ValueError, ArithmeticError):  # a number beyond Python's: not shown, and told when the row is scored
+        except (ValueError, ArithmeticError):  # a number beyond Python's: not shown; reported by scoring
             return
         if not left_out(reference):
             self.errors += classic_errors([(reference, hypothesis)])[0]

@@ -95,7 +95,7 @@ class SetName:
 
     @property
     def dataset(self) -> str:
-        """The set alone, as people say it: ``path name split`` without what is empty."""
+        """The set alone, for people: ``path name split`` without what is empty."""
         return " ".join(part for part in (self.path, self.name, self.split) if part)
 
     @property

@@ -1,29 +1,22 @@
-"""Run a recogniser over a corpus: batches sorted by length, each timed as the leaderboard times it, each row kept at
-once.
-
-The clock runs from decoded, resampled samples to text, and a batch's time is shared equally among its clips
-(open_asr_leaderboard, ``run_eval.py``); warm-up batches are not counted.
-"""
+"""Run a recogniser over a corpus: batches sorted by length, each row kept at once."""
 
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from eval_asr.backends import Recogniser
 from eval_asr.clips import Clip, Source
 from eval_asr.errors import EvalError, ResultsError, SourceError
 from eval_asr.progress import RunningScore
+from eval_asr.recognise import Clock, LazyRecogniser, TranscribeAll
 from eval_asr.results import Row, RowWriter, Timing
 
 # A streamed corpus is sorted within windows of this many batches, which are held in memory.
@@ -38,18 +31,16 @@ class RunOptions:
         batch_size: clips recognised together.
         limit: run this many clips only; ``None`` for all.
         seed: with ``limit``, draw the clips at random; ``None`` takes the first ones.
-        warmup: batches recognised before the clock counts.
         progress: show a bar with the word error rate so far.
     """
 
     batch_size: int = 16
     limit: int | None = None
     seed: int | None = None
-    warmup: int = 2
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("limit", 1), ("warmup", 0)):
+        for name, least in (("batch_size", 1), ("limit", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise EvalError(f"{name} is {value}; expected {least} or more")
@@ -83,33 +74,8 @@ class RunSummary:
         return f"{self.num_rows} rows{kept}{failed}, RTFx {speed}; {self.timing.sentence()}"
 
 
-@dataclass
-class Stopwatch:
-    """Seconds that were spent in its ``with`` blocks."""
-
-    seconds: float = 0.0
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._started
-
-
-@dataclass(frozen=True)
-class Clock:
-    """What a run in this process takes for its recogniser."""
-
-    loading: Stopwatch = field(default_factory=Stopwatch)
-    recognising: Stopwatch = field(default_factory=Stopwatch)
-
-
-# Recognises batches, in their order: the rows of each.
-TranscribeAll = Callable[[Iterable[list[Clip]]], Iterator[list[Row]]]
-
-
 def run_set(
-    backend_factory: Callable[[], Recogniser],
+    recogniser: LazyRecogniser,
     source: Source,
     manifest: Path,
     options: RunOptions,
@@ -121,8 +87,8 @@ def run_set(
     recognised in the same company, and the file is that of a run left alone.
 
     Args:
-        backend_factory: loads the recogniser; it is not called where nothing is left to do.
-        transcribe_all: recognises the batches elsewhere, as ``eval_asr.scale`` does; by default in this process.
+        recogniser: of this process; it is not loaded where nothing is left to do.
+        transcribe_all: recognises the batches elsewhere instead, as ``eval_asr.scale`` does.
 
     Raises:
         ResultsError: the manifest cannot be written, or holds rows of another corpus.
@@ -144,7 +110,7 @@ def run_set(
         written = set(done)
         pending = (batch for batch in batches if any(clip.audio_filepath not in done for clip in batch))
         elsewhere = transcribe_all is not None
-        transcribe_all = transcribe_all or in_this_process(backend_factory, options.warmup, clock)
+        transcribe_all = transcribe_all or recogniser.transcriber(source.language, clock)
         with _bar(source, total, score, writer.rows) as bar:
             for batch_rows in transcribe_all(pending):
                 new = [row for row in batch_rows if row.audio_filepath not in written]
@@ -220,99 +186,6 @@ def in_batches(clips: Iterable[Clip], batch_size: int, *, windowed: bool = False
         part.sort(key=lambda clip: -clip.claimed_seconds())
         for start in range(0, len(part), batch_size):
             yield part[start : start + batch_size]
-
-
-def in_this_process(backend_factory: Callable[[], Recogniser], warmup: int, clock: Clock) -> TranscribeAll:
-    """Recognise batches one after another, here, while a thread reads the next one, and the first while it loads."""
-
-    def transcribe_all(batches: Iterable[list[Clip]]) -> Iterator[list[Row]]:
-        batches = iter(batches)
-        first = next(batches, None)
-        if first is None:
-            return
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            with clock.loading:
-                from phi4mm.inputs.audio import SAMPLING_RATE  # here: two threads must not import torch at once
-
-                first_loaded = reader.submit(load_clips, first, SAMPLING_RATE)  # what most recognisers want
-                recogniser = backend_factory()
-            loaded: list[LoadedClip] | None = first_loaded.result()
-            if recogniser.sampling_rate != SAMPLING_RATE:
-                loaded = load_clips(first, recogniser.sampling_rate)
-            with clock.loading:
-                warm_up(recogniser, loaded or [], warmup)
-
-            def load_next() -> list[LoadedClip] | None:
-                batch = next(batches, None)
-                return None if batch is None else load_clips(batch, recogniser.sampling_rate)
-
-            while loaded is not None:
-                upcoming = reader.submit(load_next)
-                with clock.recognising:
-                    rows = recognise(recogniser, loaded)
-                yield rows
-                loaded = upcoming.result()
-
-    return transcribe_all
-
-
-def warm_up(recogniser: Recogniser, loaded: list[LoadedClip], times: int) -> None:
-    """Recognise a batch without keeping anything, so that compilation and caches are not on the clock."""
-    for _ in range(times):
-        recognise(recogniser, loaded)
-
-
-@dataclass(frozen=True)
-class LoadedClip:
-    """A clip with its samples [n] and its duration in seconds, or with why they are not available."""
-
-    clip: Clip
-    samples: np.ndarray
-    duration: float = 0.0
-    error: Exception | None = None
-
-
-def load_clips(clips: list[Clip], sampling_rate: int) -> list[LoadedClip]:
-    """Decode and resample a batch."""
-    loaded = []
-    for clip in clips:
-        try:
-            loaded.append(LoadedClip(clip, *clip.load(sampling_rate)))
-        except Exception as error:  # whatever a damaged file makes a library raise
-            loaded.append(LoadedClip(clip, np.zeros(0, np.float32), error=error))
-    return loaded
-
-
-def recognise(recogniser: Recogniser, loaded: list[LoadedClip]) -> list[Row]:
-    """Rows of a loaded batch, in order, on the clock."""
-    rows = iter(_recognise(recogniser, [item for item in loaded if item.error is None]))
-    return [next(rows) if item.error is None else _row(item, error=item.error) for item in loaded]
-
-
-def _recognise(recogniser: Recogniser, loaded: list[LoadedClip]) -> list[Row]:
-    if not loaded:
-        return []
-    started = time.perf_counter()
-    try:
-        texts = recogniser.transcribe([item.samples for item in loaded])
-        seconds = (time.perf_counter() - started) / len(loaded)
-        return [_row(item, text, seconds) for item, text in zip(loaded, texts, strict=True)]
-    except Exception as error:
-        if len(loaded) == 1:
-            return [_row(loaded[0], error=error)]
-        # One clip must not take its batch with it.
-        tqdm.write(f"a batch of {len(loaded)} failed ({_reason(error)}); its clips go one by one", file=sys.stderr)
-        return [row for item in loaded for row in _recognise(recogniser, [item])]
-
-
-def _row(item: LoadedClip, text: str = "", seconds: float = 0.0, *, error: Exception | None = None) -> Row:
-    clip = item.clip
-    reason = None if error is None else _reason(error)
-    return Row(clip.audio_filepath, item.duration, seconds, clip.text, text, reason, clip.parent_id, clip.chunk_index)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _check_same_corpus(writer: RowWriter, clips: set[str]) -> None:

@@ -23,8 +23,8 @@ import ray.exceptions
 from eval_asr.backends import Recogniser
 from eval_asr.clips import Clip
 from eval_asr.errors import EvalError
+from eval_asr.recognise import TranscribeAll, load_clips, recognise, warm_up
 from eval_asr.results import Row
-from eval_asr.run import TranscribeAll, load_clips, recognise, warm_up
 from phi4mm.errors import Phi4MMError
 
 # Ray restarts workers without end; a batch that has taken down this many is what is wrong, not the machines.
@@ -45,21 +45,22 @@ class Cluster:
     num_gpus: float
     num_cpus: float
 
-    def transcriber(self, backend_factory: Callable[[], Recogniser], warmup: int) -> TranscribeAll:
+    def transcriber(self, load: Callable[[], Recogniser], language: str, warmup: int) -> TranscribeAll:
         """What ``run_set`` takes as ``transcribe_all``.
 
         Args:
-            backend_factory: loads a recogniser; it is pickled and called in each worker.
+            load: loads a recogniser; it is pickled and called in each worker.
+            language: of the speech, as a two-letter code.
             warmup: batches that each worker recognises off the clock first.
         """
 
         def transcribe_all(batches: Iterable[list[Clip]]) -> Iterator[list[Row]]:
-            return self._transcribe(list(batches), backend_factory, warmup)
+            return self._transcribe(list(batches), load, language, warmup)
 
         return transcribe_all
 
     def _transcribe(
-        self, batches: list[list[Clip]], backend_factory: Callable[[], Recogniser], warmup: int
+        self, batches: list[list[Clip]], load: Callable[[], Recogniser], language: str, warmup: int
     ) -> Iterator[list[Row]]:
         if not batches:
             return
@@ -73,7 +74,8 @@ class Cluster:
         results = numbers.map(
             cast(Any, _Worker),  # Ray's hints know functions only
             fn_constructor_args=(
-                backend_factory,
+                load,
+                language,
                 ray.put(batches),
                 warmup,
                 ray.remote(num_cpus=0)(_Tries).remote(),
@@ -112,11 +114,12 @@ class _Worker:
     """One process with one recogniser; Ray Data makes it and calls it with one batch's number at a time."""
 
     def __init__(
-        self, backend_factory: Callable[[], Recogniser], batches: Any, warmup: int, tries: Any, folder: str
+        self, load: Callable[[], Recogniser], language: str, batches: Any, warmup: int, tries: Any, folder: str
     ) -> None:
         with suppress(FileNotFoundError):  # on a machine without it, absolute paths alone are found
             os.chdir(folder)
-        self.backend_factory = backend_factory
+        self.load = load
+        self.language = language
         self.batches: list[list[Clip]] = ray.get(batches)
         self.warmup = warmup
         self.tries = tries
@@ -132,14 +135,20 @@ class _Worker:
                 f"{_TRIES} workers died at one batch ({names}), as where memory runs out; the rows before it are kept: "
                 "name another --out with a smaller --batch-size, or take the clips out",
             )
-        if self.recogniser is None:
-            try:
-                self.recogniser = self.backend_factory()
-            except Phi4MMError as error:
-                return _refusal(number, str(error))
-            warm_up(self.recogniser, load_clips(batch, self.recogniser.sampling_rate), self.warmup)
-        rows = recognise(self.recogniser, load_clips(batch, self.recogniser.sampling_rate))
+        try:
+            rows = self._recognise(batch)
+        except Phi4MMError as error:
+            return _refusal(number, str(error))
         return {"batch": number, "rows": [row.to_json() for row in rows], "refused": ""}
+
+    def _recognise(self, batch: list[Clip]) -> list[Row]:
+        is_new = self.recogniser is None
+        if self.recogniser is None:
+            self.recogniser = self.load()
+        loaded = load_clips(batch, self.recogniser.sampling_rate)
+        if is_new:
+            warm_up(self.recogniser, loaded, self.language, self.warmup)
+        return recognise(self.recogniser, loaded, self.language)
 
 
 def _refusal(number: int, reason: str) -> dict[str, Any]:

@@ -7,52 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eval_asr.errors import ScoringError, ScoringWarning
+from eval_asr.normalise import Rules, left_out, rules_for
 from eval_asr.results import Row, SetName, manifests, read_rows, read_settings, set_name
 from eval_asr.sources import language_of
 from eval_asr.statistics import bootstrap_interval
-
-if TYPE_CHECKING:
-    from eval_asr.normalise import Rules
+from eval_asr.word_errors import WordErrors
 
 LENGTH_EDGES = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, float("inf"))  # seconds
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Counts of an alignment of words; they add up."""
-
-    hits: int = 0
-    substitutions: int = 0
-    deletions: int = 0
-    insertions: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.substitutions + self.deletions + self.insertions
-
-    @property
-    def reference_words(self) -> int:
-        return self.hits + self.substitutions + self.deletions
-
-    @property
-    def wer(self) -> float:
-        """Errors per word of the reference, as a fraction; infinite for insertions into an empty reference."""
-        if self.reference_words == 0:
-            return float("inf") if self.total else 0.0
-        return self.total / self.reference_words
-
-    def __add__(self, other: Errors) -> Errors:
-        return Errors(
-            self.hits + other.hits,
-            self.substitutions + other.substitutions,
-            self.deletions + other.deletions,
-            self.insertions + other.insertions,
-        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +27,7 @@ class ScoredRow:
     row: Row
     reference: str
     hypothesis: str
-    errors: Errors
+    errors: WordErrors
 
 
 @dataclass(frozen=True)
@@ -72,7 +37,7 @@ class LengthBucket:
     low: float
     high: float
     num_clips: int
-    errors: Errors
+    errors: WordErrors
 
 
 @dataclass(frozen=True)
@@ -88,7 +53,7 @@ class SetScore:
         cer: character error rate in percent, rounded to 2 decimals.
         interval: 95 % bootstrap interval of the word error rate, in percent.
         rtfx: seconds of audio per second of transcription; ``None`` where a time is missing.
-        num_failed: rows without a transcription; they count as said nothing.
+        num_failed: rows without a transcription; they count as empty ones.
         num_left_out: rows that do not count, by the leaderboard's rule.
         duration: seconds of audio that were transcribed.
         time: seconds that it took.
@@ -98,7 +63,7 @@ class SetScore:
     name: SetName
     rules: str
     rows: tuple[ScoredRow, ...]
-    errors: Errors
+    errors: WordErrors
     wer: float
     cer: float
     interval: tuple[float, float]
@@ -126,7 +91,7 @@ def score_folder(
     Args:
         rules: "classic" or "2026".
         leaderboard: a clone of the leaderboard's repository, for "2026".
-        language: of the references; by default what the run's settings or the set's name say.
+        language: of the references; by default that of the run's settings or of the set's name.
 
     Raises:
         ResultsError: there are no results, or a line is wrong.
@@ -144,15 +109,13 @@ def score_manifest(
     path: Path, *, rules: str = "classic", leaderboard: Path | None = None, language: str | None = None
 ) -> SetScore:
     """Score one manifest; see ``score_folder``."""
-    from eval_asr.normalise import rules_for
-
     name = set_name(path)
     chosen = rules_for(rules, language or _language(path, name), leaderboard)
     return score_rows(read_rows(path), name, chosen)
 
 
 def score_rows(rows: Sequence[Row], name: SetName, rules: Rules) -> SetScore:
-    """Score the rows of one set. A row with an error counts as a clip of which nothing was said.
+    """Score the rows of one set. A row with an error counts as an empty transcription.
 
     The rate is that of all words together: the sum of errors over the sum of words in the references. The speed is
     that of the rows that count and have no error: their audio over their time.
@@ -160,8 +123,6 @@ def score_rows(rows: Sequence[Row], name: SetName, rules: Rules) -> SetScore:
     Raises:
         ScoringError: no row counts, or the normaliser fails on a text.
     """
-    from eval_asr.normalise import left_out
-
     joined = join_chunks(rows)
     normalised = [(row, _normalised(rules, row, row.text)) for row in joined]
     kept = [(row, reference) for row, reference in normalised if not left_out(reference)]
@@ -172,7 +133,7 @@ def score_rows(rows: Sequence[Row], name: SetName, rules: Rules) -> SetScore:
         ScoredRow(row, reference, hypothesis, errors)
         for (row, _), (reference, hypothesis), errors in zip(kept, pairs, rules.align(pairs), strict=True)
     )
-    errors = sum((row.errors for row in scored), Errors())
+    errors = sum((row.errors for row in scored), WordErrors())
     good = [row.row for row in scored if row.row.error is None]
     duration, time = sum(row.duration for row in good), sum(row.time for row in good)
     timed = good and all(row.time and row.duration for row in good)
@@ -283,5 +244,5 @@ def _by_length(rows: Sequence[ScoredRow]) -> tuple[LengthBucket, ...]:
     for low, high in pairwise(LENGTH_EDGES):
         inside = [row for row in rows if low <= row.row.duration < high]
         if inside:
-            buckets.append(LengthBucket(low, high, len(inside), sum((row.errors for row in inside), Errors())))
+            buckets.append(LengthBucket(low, high, len(inside), sum((row.errors for row in inside), WordErrors())))
     return tuple(buckets)

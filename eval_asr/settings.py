@@ -38,7 +38,7 @@ def prepare_settings(manifest: Path, source: Source, backend: BackendOptions, op
         "device": backend.device,
         "dtype": backend.dtype,
         "prompt": backend.prompt,
-        "language": backend.language,
+        "language": source.language,
         "max_new_tokens": backend.max_new_tokens,
         "batch_size": options.batch_size,
         "limit": options.limit,

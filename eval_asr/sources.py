@@ -28,7 +28,7 @@ def open_source(spec: str, *, streaming: bool = False, language: str | None = No
     Args:
         spec: a manifest, a folder, or ``org/name:config:split`` (``org/name::split`` without a configuration).
         streaming: read a hub's data set while it is downloaded.
-        language: of the references; by default what a multilingual set's name says, and else English.
+        language: of the references; by default that of a multilingual set's name, and else English.
 
     Raises:
         SourceError: there is no such source, or a line of it is wrong.

@@ -86,7 +86,7 @@ def _lengths(score: SetScore) -> str:
 def _failures(score: SetScore) -> str:
     failed = [row.row for row in score.rows if row.row.error is not None]
     first = f"; the first, {failed[0].audio_filepath}: {failed[0].error}" if failed else ""
-    return f"{score.name.dataset}: {score.num_failed} clips failed and count as said nothing{first}"
+    return f"{score.name.dataset}: {score.num_failed} clips failed and count as empty{first}"
 
 
 def _changed(clip: ChangedClip) -> list[str]:

@@ -1,13 +1,13 @@
-"""Recognisers behind one small protocol, so that peers run under the same clock."""
+"""Recognisers behind one small interface, so that peers run under the same clock."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from eval_asr.errors import BackendError
 DEFAULT_PROMPT = "Transcribe the audio clip into text."
 
 
-class Recogniser(Protocol):
+class Recogniser(ABC):
     """What turns a batch of clips into texts.
 
     Attributes:
@@ -27,13 +27,20 @@ class Recogniser(Protocol):
     name: str
     sampling_rate: int
 
-    def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+    @abstractmethod
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
         """The text of each clip, in order.
 
         Args:
             clips: float32 samples [n] in [-1, 1] at ``sampling_rate``.
+            language: of the speech, as a two-letter code, for the models that take one.
+
+        Raises:
+            BackendError: it does not take this language.
         """
-        ...
+
+    def close(self) -> None:  # noqa: B027
+        """Free what it holds, at the end of a run; by default nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,6 @@ class BackendOptions:
         device: "auto", "cpu", "cuda", "cuda:1", ...
         dtype: "auto", "float32", "bfloat16" or "float16".
         prompt: the instruction, for the models that take one.
-        language: of the speech, as a two-letter code, for the models that take one.
         max_new_tokens: the most tokens of a transcription, for the models that count them.
     """
 
@@ -55,7 +61,6 @@ class BackendOptions:
     device: str = "auto"
     dtype: str = "auto"
     prompt: str | None = None
-    language: str = "en"
     max_new_tokens: int = 512
 
     def __post_init__(self) -> None:
@@ -64,7 +69,7 @@ class BackendOptions:
 
     @property
     def label(self) -> str:
-        """What results call the model: its name, or its folder's; other backends than ours say who they are."""
+        """What results call the model: its name, or its folder's; after the backend's where it is not ours."""
         default = {"phi4mm": "bundled", "pocketsphinx": "en-us"}.get(self.backend, "")
         name = default if self.model is None else self.model
         if self.model is not None and Path(self.model).is_dir():
@@ -86,7 +91,7 @@ def load_recogniser(options: BackendOptions) -> Recogniser:
 
     Raises:
         BackendError: it is not known, not installed, or its model cannot be loaded.
-        Phi4MMError: likewise, told by phi4mm.
+        Phi4MMError: likewise, raised by phi4mm.
     """
     if options.backend not in BACKENDS:
         raise BackendError(f"backend {options.backend!r} is not known; known are {', '.join(BACKENDS)}")

@@ -9,7 +9,7 @@ from eval_asr.backends import BackendOptions, Recogniser
 from eval_asr.errors import BackendError
 
 
-class FasterWhisperRecogniser:
+class FasterWhisperRecogniser(Recogniser):
     """One clip at a time, of any length."""
 
     sampling_rate = 16000
@@ -17,14 +17,13 @@ class FasterWhisperRecogniser:
     def __init__(self, model: WhisperModel, options: BackendOptions) -> None:
         self.name = options.label
         self.model = model
-        self.language = options.language
         self.prompt = options.prompt
 
-    def transcribe(self, clips: list[np.ndarray]) -> list[str]:
-        return [self._one(clip) for clip in clips]
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
+        return [self._one(clip, language) for clip in clips]
 
-    def _one(self, clip: np.ndarray) -> str:
-        segments, _ = self.model.transcribe(clip, language=self.language, initial_prompt=self.prompt)
+    def _one(self, clip: np.ndarray, language: str) -> str:
+        segments, _ = self.model.transcribe(clip, language=language, initial_prompt=self.prompt)
         return "".join(segment.text for segment in segments).strip()
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from eval_asr.backends import DEFAULT_PROMPT, BackendOptions, Recogniser
 from phi4mm.api import Phi4MM
 from phi4mm.inputs.audio import SAMPLING_RATE
 
-# Seconds that the encoder hears at once. The leaderboard's clips are shorter, and it hands them over whole.
+# Seconds that the encoder takes at once. The leaderboard's clips are shorter, and it hands them over whole.
 LONGEST_CLIP = 40.0
 
 
-class Phi4MMRecogniser:
-    """``Phi4MM.transcribe_batch``, which hears a clip whole; ``Phi4MM.transcribe`` for recordings longer than that."""
+class Phi4MMRecogniser(Recogniser):
+    """``Phi4MM.transcribe_batch``, which takes a clip whole; ``Phi4MM.transcribe`` for longer recordings, beside it."""
 
     sampling_rate = SAMPLING_RATE
 
@@ -23,22 +25,32 @@ class Phi4MMRecogniser:
         self.prompt = options.prompt or DEFAULT_PROMPT
         self.max_new_tokens = options.max_new_tokens
 
-    def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
+        long = [clip for clip in clips if not self._is_short(clip)]
         short = [clip for clip in clips if self._is_short(clip)]
-        transcripts = iter(
-            self.model.transcribe_batch(
-                [(clip, self.sampling_rate) for clip in short],
-                prompt=self.prompt,
-                batch_size=max(len(short), 1),
-                max_new_tokens=self.max_new_tokens,
-            )
-        )
-        return [next(transcripts).text if self._is_short(clip) else self._long(clip) for clip in clips]
+        with ThreadPoolExecutor(max_workers=len(long) or 1) as pool:  # their rows share the engine's steps
+            long_texts = pool.map(self._transcribe_long, long)
+            short_texts = iter(self._transcribe_short(short))
+            return [next(short_texts if self._is_short(clip) else long_texts) for clip in clips]
+
+    def close(self) -> None:
+        self.model.close()
 
     def _is_short(self, clip: np.ndarray) -> bool:
         return len(clip) <= LONGEST_CLIP * self.sampling_rate
 
-    def _long(self, clip: np.ndarray) -> str:
+    def _transcribe_short(self, clips: list[np.ndarray]) -> list[str]:
+        if not clips:
+            return []
+        transcripts = self.model.transcribe_batch(
+            [(clip, self.sampling_rate) for clip in clips],
+            prompt=self.prompt,
+            batch_size=len(clips),
+            max_new_tokens=self.max_new_tokens,
+        )
+        return [transcript.text for transcript in transcripts]
+
+    def _transcribe_long(self, clip: np.ndarray) -> str:
         audio = (clip, self.sampling_rate)
         return self.model.transcribe(audio, prompt=self.prompt, max_new_tokens=self.max_new_tokens).text
 

@@ -9,7 +9,7 @@ from eval_asr.backends import BackendOptions, Recogniser
 from eval_asr.errors import BackendError
 
 
-class PocketSphinxRecogniser:
+class PocketSphinxRecogniser(Recogniser):
     """One clip at a time."""
 
     sampling_rate = 16000
@@ -18,7 +18,9 @@ class PocketSphinxRecogniser:
         self.name = options.label
         self.decoder = pocketsphinx.Decoder(samprate=self.sampling_rate, loglevel="FATAL")
 
-    def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
+        if language != "en":
+            raise BackendError(f"backend 'pocketsphinx' is for English, and a set is in {language!r}; leave it out")
         return [self._one(clip) for clip in clips]
 
     def _one(self, clip: np.ndarray) -> str:
@@ -38,6 +40,6 @@ def load(options: BackendOptions) -> Recogniser:
     for flag, value in given.items():
         if value is not None:
             raise BackendError(f"backend 'pocketsphinx' takes no {flag}; leave it out")
-    if options.device not in ("auto", "cpu") or options.dtype != "auto" or options.language != "en":
-        raise BackendError("backend 'pocketsphinx' is for English on a CPU; leave out --device, --dtype, --language")
+    if options.device not in ("auto", "cpu") or options.dtype != "auto":
+        raise BackendError("backend 'pocketsphinx' runs on a CPU; leave out --device, --dtype")
     return PocketSphinxRecogniser(options)

@@ -14,7 +14,7 @@ from eval_asr.errors import BackendError
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class TransformersRecogniser:
+class TransformersRecogniser(Recogniser):
     """Greedy decoding of a padded batch."""
 
     sampling_rate = 16000
@@ -28,7 +28,7 @@ class TransformersRecogniser:
         self.max_new_tokens = options.max_new_tokens
 
     @torch.inference_mode()
-    def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
         inputs = self.processor(
             text=[self.text] * len(clips),
             audio=clips,

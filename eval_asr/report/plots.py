@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 from eval_asr.report.labels import in_order, models, set_labels
 from eval_asr.report.published import PHI4, PUBLISHED, leaderboard_set
-from eval_asr.score import Errors, LengthBucket, SetScore
+from eval_asr.score import LengthBucket, SetScore
+from eval_asr.word_errors import WordErrors
 from phi4mm.files import written_whole
 
 _WIDTH = 4.8  # inches; small, so that letters stay readable on a phone
@@ -114,7 +115,7 @@ def wer_by_length(scores: Sequence[SetScore]) -> Figure:
 
 
 def _clips_between(scores: Sequence[SetScore], low: float, high: float) -> int:
-    """Clips of this length, each once however many models heard it."""
+    """Clips of this length, each once however many models transcribed it."""
     return len(
         {(score.name.dataset, row.row.audio_filepath) for score in scores for row in score.rows
          if low <= row.row.duration < high}
@@ -125,7 +126,7 @@ def _pooled(scores: Sequence[SetScore]) -> list[LengthBucket]:
     pooled: dict[tuple[float, float], LengthBucket] = {}
     for bucket in (bucket for score in scores for bucket in score.by_length):
         edge = (bucket.low, bucket.high)
-        old = pooled.get(edge, LengthBucket(*edge, 0, Errors()))
+        old = pooled.get(edge, LengthBucket(*edge, 0, WordErrors()))
         pooled[edge] = LengthBucket(*edge, old.num_clips + bucket.num_clips, old.errors + bucket.errors)
     return [pooled[edge] for edge in sorted(pooled)]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import phi4mm
 from phi4mm.errors import CheckpointError
 
+_PACKAGE = Path(__file__).parent.parent
 # Everything that a load reads, and no pickles; the pattern's "*" crosses folders, so adapters come along.
 _DOWNLOADED = ["*.json", "*.safetensors"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -55,8 +55,7 @@ def locate(source: str | os.PathLike[str] | None, revision: str | None = None) -
 
 def _find_bundled() -> Source | None:
     """The checkpoint that comes with the package: inside it in a wheel, beside it in a checkout."""
-    package = Path(phi4mm.__file__).parent
-    for root in (package / "_bundled", package.parent):
+    for root in (_PACKAGE / "_bundled", _PACKAGE.parent):
         if (root / "assets" / "config.json").is_file():
             return Source(root / "assets", root / "adapters")
     return None
@@ -67,8 +66,7 @@ def _bundled() -> Source:
     if bundled is not None:
         return bundled
     raise CheckpointError(
-        f"{Path(phi4mm.__file__).parent}: the bundled checkpoint is not in this installation; "
-        "reinstall phi4mm or name a folder or a hub id"
+        f"{_PACKAGE}: the bundled checkpoint is not in this installation; reinstall phi4mm or name a folder or a hub id"
     )
 
 

@@ -1,6 +1,6 @@
 """Train the bundled checkpoint: a text decoder, then frozen; a speech tower, projector and adapter; a vision tower,
 projector and adapter; the projector for questions asked aloud about pictures. A run that was stopped goes on where it
-was."""
+was. It runs from a checkout (pip install -e '.[train]'): phi4mm/train is not in the wheel."""
 
 from __future__ import annotations
 

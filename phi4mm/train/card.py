@@ -30,7 +30,7 @@ PICTURE_GROUPS = {
 }
 
 RECIPE = """\
-    pip install "phi4mm[train]"     # and, for more voices: apt install flite espeak-ng; see phi4mm/train/voices.py
+    pip install -e ".[train]"     # in a checkout; more voices: apt install flite espeak-ng; see phi4mm/train/voices.py
     python -m phi4mm.train --data DATA --work WORK --out . --kokoro-styles STYLES
 """
 MEASURE = "python -m phi4mm.train --data DATA --work WORK --out . --stages export measure"

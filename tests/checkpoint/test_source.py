@@ -84,12 +84,12 @@ def test_bundled_checkpoint_in_a_wheel_and_in_a_checkout(
     (folder / "adapters").rename(root / "adapters")
     folder.rename(root / "assets")
     (tmp_path / "installation" / "phi4mm").mkdir(exist_ok=True)
-    monkeypatch.setattr(source_module.phi4mm, "__file__", str(tmp_path / "installation" / "phi4mm" / "__init__.py"))
+    monkeypatch.setattr(source_module, "_PACKAGE", tmp_path / "installation" / "phi4mm")
     assert load_checkpoint().folder.resolve() == (root / "assets").resolve()
     assert locate(None).adapters.resolve() == (root / "adapters").resolve()
 
 
 def test_no_bundled_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module.phi4mm, "__file__", str(tmp_path / "phi4mm" / "__init__.py"))
+    monkeypatch.setattr(source_module, "_PACKAGE", tmp_path / "phi4mm")
     with pytest.raises(CheckpointError, match="reinstall phi4mm"):
         load_checkpoint()

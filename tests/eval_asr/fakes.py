@@ -1,4 +1,4 @@
-"""A corpus of tones, and a recogniser that truly hears them: each clip's pitch is its word."""
+"""A corpus of tones, and a recogniser of tones: each clip's pitch is its word."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from eval_asr.backends import Recogniser
 
 RATE = 16000
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
@@ -35,12 +37,14 @@ def tone(word: int, seconds: float) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * 100 * (word + 1) * np.arange(int(seconds * RATE)) / RATE)
 
 
-class ToneRecogniser:
-    """Says the word of a clip's pitch, and in what company the clip came, so that a changed batch shows.
+class ToneRecogniser(Recogniser):
+    """Returns the word of a clip's pitch, and in what company the clip came, so that a changed batch shows.
 
     Attributes:
         seconds: of rest before each batch.
         fails_on: a word that it cannot stand: it raises.
+        batches: how many clips each batch had that it was handed.
+        closed: whether it was closed.
     """
 
     name = "tones"
@@ -50,8 +54,9 @@ class ToneRecogniser:
         self.seconds = seconds
         self.fails_on = fails_on
         self.batches: list[int] = []
+        self.closed = False
 
-    def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
         time.sleep(self.seconds)
         self.batches.append(len(clips))
         texts = [self._word(clip) for clip in clips]
@@ -59,6 +64,9 @@ class ToneRecogniser:
             raise RuntimeError(f"cannot stand {self.fails_on}")
         company = f"{len(clips)} {max(len(clip) for clip in clips)}"
         return [f"{text} {company}" for text in texts]
+
+    def close(self) -> None:
+        self.closed = True
 
     def _word(self, clip: np.ndarray) -> str:
         pitch = np.abs(np.fft.rfft(clip)).argmax() * RATE / len(clip)

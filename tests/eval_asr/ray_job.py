@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval_asr.recognise import LazyRecogniser
 from eval_asr.run import RunOptions, run_set
 from eval_asr.scale import ray_cluster
 from eval_asr.sources import open_source
@@ -26,7 +27,7 @@ class DyingRecogniser(ToneRecogniser):
         super().__init__(seconds=0.05)
         self.killed = killed
 
-    def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
         if self.batches:
             try:
                 self.killed.touch(exist_ok=False)
@@ -35,16 +36,15 @@ class DyingRecogniser(ToneRecogniser):
             else:
                 self.killed.write_text(str(os.getpid()), "utf-8")
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().transcribe(clips)
+        return super().transcribe(clips, language)
 
 
 def main(corpus: str, manifest: str, killed: str) -> None:
-    factory = partial(DyingRecogniser, Path(killed))
+    load, source = partial(DyingRecogniser, Path(killed)), open_source(corpus)
+    options = RunOptions(batch_size=3, progress=False)
     with ray_cluster("local", 2, device="cpu") as cluster:
-        options = RunOptions(batch_size=3, warmup=0, progress=False)
-        print(
-            run_set(factory, open_source(corpus), Path(manifest), options, cluster.transcriber(factory, options.warmup))
-        )
+        there = cluster.transcriber(load, source.language, warmup=0)
+        print(run_set(LazyRecogniser(load, warmup=0), source, Path(manifest), options, there))
 
 
 if __name__ == "__main__":

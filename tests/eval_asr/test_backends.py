@@ -44,7 +44,7 @@ def test_labels(tmp_path: Path) -> None:
         (BackendOptions("faster-whisper"), "needs --model"),
         (BackendOptions("faster-whisper", "./no/such/folder"), "faster-whisper cannot load it"),
         (BackendOptions("pocketsphinx", prompt="Write"), "takes no --prompt"),
-        (BackendOptions("pocketsphinx", device="cuda"), "on a CPU"),
+        (BackendOptions("pocketsphinx", device="cuda"), "runs on a CPU"),
     ],
 )
 def test_what_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, options: BackendOptions, words: str) -> None:
@@ -71,8 +71,8 @@ def test_transformers_port(tokenizer_file: Path, tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), "utf-8")
     theirs = load_recogniser(BackendOptions("transformers", str(folder), device="cpu", max_new_tokens=8))
     ours = load_recogniser(BackendOptions("phi4mm", str(folder), device="cpu", max_new_tokens=8))
-    assert theirs.transcribe([NOISE]) == ours.transcribe([NOISE])
-    assert len(theirs.transcribe([NOISE, NOISE[:9000]])) == 2
+    assert theirs.transcribe([NOISE], "en") == ours.transcribe([NOISE], "en")
+    assert len(theirs.transcribe([NOISE, NOISE[:9000]], "en")) == 2
     (folder / "speech-lora" / "adapter_model.safetensors").unlink()
     with pytest.raises(BackendError, match="speech-lora"):
         load_recogniser(BackendOptions("transformers", str(folder), device="cpu"))
@@ -86,14 +86,20 @@ def test_ours_is_phi4mm(tiny_model: Phi4MMModel, tokenizer_file: Path, tmp_path:
         model.transcribe_batch([(clip, 16000)], prompt="Write.", max_new_tokens=5)[0].text
         for clip in (NOISE, NOISE[:9000])
     ]
-    assert recogniser.transcribe([NOISE, NOISE[:9000]]) == expected
+    assert recogniser.transcribe([NOISE, NOISE[:9000]], "en") == expected
+    recogniser.close()
 
 
-def test_recordings_too_long_to_be_heard_whole_are_cut() -> None:
+def test_recordings_too_long_for_the_encoder_are_cut() -> None:
     """In their places among the short clips; alone too."""
     from eval_asr.backends.phi4mm import Phi4MMRecogniser
 
     class Model:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
         def transcribe_batch(self, audios: list[Any], **options: Any) -> list[Any]:
             return [SimpleNamespace(text=f"whole {len(samples)}") for samples, _ in audios]
 
@@ -101,10 +107,13 @@ def test_recordings_too_long_to_be_heard_whole_are_cut() -> None:
             assert options == {"prompt": "Write.", "max_new_tokens": 5}
             return SimpleNamespace(text=f"cut {len(audio[0])}")
 
-    recogniser = Phi4MMRecogniser(cast(Phi4MM, Model()), BackendOptions(prompt="Write.", max_new_tokens=5))
+    model = Model()
+    recogniser = Phi4MMRecogniser(cast(Phi4MM, model), BackendOptions(prompt="Write.", max_new_tokens=5))
     short, long = np.zeros(640_000, np.float32), np.zeros(640_001, np.float32)
-    assert recogniser.transcribe([long, short, long]) == ["cut 640001", "whole 640000", "cut 640001"]
-    assert recogniser.transcribe([long]) == ["cut 640001"]
+    assert recogniser.transcribe([long, short, long], "en") == ["cut 640001", "whole 640000", "cut 640001"]
+    assert recogniser.transcribe([long], "en") == ["cut 640001"]
+    recogniser.close()
+    assert model.closed
 
 
 def clip_of_a_word(data_folder: Path) -> tuple[str, np.ndarray]:
@@ -116,12 +125,14 @@ def clip_of_a_word(data_folder: Path) -> tuple[str, np.ndarray]:
 @pytest.mark.skipif(importlib.util.find_spec("pocketsphinx") is None, reason="pocketsphinx is not installed")
 def test_pocketsphinx_forgets_the_clip_before() -> None:
     recogniser = load_recogniser(BackendOptions("pocketsphinx"))
-    alone = recogniser.transcribe([NOISE])
-    assert recogniser.transcribe([NOISE[:4000] * 9, np.zeros(8000, np.float32), NOISE])[2:] == alone
+    alone = recogniser.transcribe([NOISE], "en")
+    assert recogniser.transcribe([NOISE[:4000] * 9, np.zeros(8000, np.float32), NOISE], "en")[2:] == alone
+    with pytest.raises(BackendError, match="for English, and a set is in 'de'"):
+        recogniser.transcribe([NOISE], "de")
 
 
 @pytest.mark.skipif("EVAL_ASR_WHISPER" not in os.environ, reason="no Whisper in EVAL_ASR_WHISPER")
 def test_faster_whisper(data_folder: Path) -> None:
     word, samples = clip_of_a_word(data_folder)
     recogniser = load_recogniser(BackendOptions("faster-whisper", os.environ["EVAL_ASR_WHISPER"], device="cpu"))
-    assert word in recogniser.transcribe([samples])[0].lower()
+    assert word in recogniser.transcribe([samples], "en")[0].lower()

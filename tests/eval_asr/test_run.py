@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ import pytest
 from tqdm import tqdm
 
 from eval_asr.__main__ import main
-from eval_asr.backends import BackendOptions
+from eval_asr.backends import BackendOptions, Recogniser
 from eval_asr.clips import Clip
 from eval_asr.errors import ResultsError
 from eval_asr.progress import RunningScore
+from eval_asr.recognise import LazyRecogniser
 from eval_asr.results import Row, RowWriter, Timing, locked, read_rows, read_settings
 from eval_asr.run import RunOptions, RunSummary, in_batches, run_set, select
 from eval_asr.settings import prepare_settings, record_timing
@@ -33,13 +35,15 @@ from phi4mm.checkpoint import save_checkpoint
 from phi4mm.model.phi4mm import Phi4MMModel
 from tests.eval_asr.fakes import ToneRecogniser, write_corpus
 
-OPTIONS = RunOptions(batch_size=3, warmup=0, progress=False)
+OPTIONS = RunOptions(batch_size=3, progress=False)
 NAME = "MODEL_tones_DATASET_corpus__test.jsonl"
 
 
-def run(corpus: Path, out: Path, recogniser: ToneRecogniser | None = None, options: RunOptions = OPTIONS) -> RunSummary:
-    with locked(out):
-        return run_set(lambda: recogniser or ToneRecogniser(), open_source(str(corpus)), out / NAME, options)
+def run(
+    corpus: Path, out: Path, recogniser: Recogniser | None = None, options: RunOptions = OPTIONS, warmup: int = 0
+) -> RunSummary:
+    with locked(out), LazyRecogniser(lambda: recogniser or ToneRecogniser(), warmup) as lazy:
+        return run_set(lazy, open_source(str(corpus)), out / NAME, options)
 
 
 def untimed(manifest: Path) -> list[str]:
@@ -81,7 +85,7 @@ def test_rows_are_the_leaderboards(corpus: Path, tmp_path: Path) -> None:
 
 def test_time_is_shared_and_counts_transcription_alone(corpus: Path, tmp_path: Path) -> None:
     recogniser = ToneRecogniser(seconds=0.06)
-    summary = run(corpus, tmp_path / "out", recogniser, replace(OPTIONS, warmup=2))
+    summary = run(corpus, tmp_path / "out", recogniser, warmup=2)
     rows = read_rows(tmp_path / "out" / NAME)
     assert recogniser.batches == [3] * 6  # two to warm up, four on the clock
     for start in range(0, 12, 3):
@@ -99,7 +103,7 @@ def test_where_a_runs_time_goes(corpus: Path, tmp_path: Path) -> None:
         return recogniser
 
     manifest = tmp_path / "rows.jsonl"
-    timing = run_set(load_slowly, open_source(str(corpus)), manifest, replace(OPTIONS, warmup=2)).timing
+    timing = run_set(LazyRecogniser(load_slowly, 2), open_source(str(corpus)), manifest, OPTIONS).timing
     assert timing.loading_seconds is not None
     assert timing.recognising_seconds is not None
     assert timing.loading_seconds >= 0.3 + 2 * 0.05
@@ -108,7 +112,8 @@ def test_where_a_runs_time_goes(corpus: Path, tmp_path: Path) -> None:
     assert Timing(10.0, 6.0, 3.0).overhead == 0.25
     assert Timing(10.0, 6.0, 3.0).sentence().endswith("overhead 25.0 % of the time after loading")
     assert Timing(10.0, None, None).overhead is None  # on workers elsewhere
-    assert run_set(load_slowly, open_source(str(corpus)), manifest, OPTIONS).timing.overhead is None  # nothing to do
+    nothing_left = run_set(LazyRecogniser(load_slowly, 2), open_source(str(corpus)), manifest, OPTIONS)
+    assert nothing_left.timing.overhead is None
     assert recogniser.batches == [3] * 6
 
 
@@ -124,9 +129,9 @@ def test_the_next_batch_is_read_while_one_is_recognised(
         return load(clip, rate)
 
     class Waiting(ToneRecogniser):
-        def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+        def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
             assert second.wait(60)
-            return super().transcribe(clips)
+            return super().transcribe(clips, language)
 
     monkeypatch.setattr(Clip, "load", watched_load)
     assert run(corpus, tmp_path / "out", Waiting()).num_failed == 0
@@ -136,7 +141,7 @@ def test_clips_come_at_the_recognisers_own_rate(corpus: Path, tmp_path: Path) ->
     class Low(ToneRecogniser):
         sampling_rate = 8000
 
-        def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+        def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
             return [str(len(clip)) for clip in clips]
 
     run(corpus, tmp_path / "out", Low())
@@ -195,7 +200,51 @@ def test_nothing_left_loads_no_model(corpus: Path, tmp_path: Path) -> None:
     def no_model() -> ToneRecogniser:
         raise AssertionError("the model was loaded")
 
-    assert run_set(no_model, open_source(str(corpus)), tmp_path / "out" / NAME, OPTIONS).num_kept == 12
+    lazy = LazyRecogniser(no_model, warmup=2)
+    assert run_set(lazy, open_source(str(corpus)), tmp_path / "out" / NAME, OPTIONS).num_kept == 12
+
+
+def test_eight_corpora_share_one_recogniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading (100 s on a made-up clock) and warm-up (1 s a batch) count once, in the corpus that needed them."""
+    now, loaded = [0.0], list[ToneRecogniser]()
+
+    class Ticking(ToneRecogniser):
+        def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
+            now[0] += 1.0
+            return super().transcribe(clips, language)
+
+    def load(_: BackendOptions) -> ToneRecogniser:
+        now[0] += 100.0
+        loaded.append(Ticking())
+        return loaded[-1]
+
+    def timings() -> list[tuple[float | None, float | None]]:
+        sessions = [settings.sessions[-1] for settings in map(read_settings, manifests) if settings is not None]
+        return [(one.timing.loading_seconds, one.timing.recognising_seconds) for one in sessions if one.timing]
+
+    made_up = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("eval_asr.recognise.time", made_up)
+    monkeypatch.setattr("eval_asr.run.time", made_up)
+    monkeypatch.setattr("eval_asr.__main__.load_recogniser", load)
+    names = [f"set{number}" for number in range(8)]
+    manifests = [tmp_path / "out" / f"MODEL_phi4mm-bundled_DATASET_{name}__test.jsonl" for name in names]
+    data = [argument for name in names for argument in ("--data", str(write_corpus(tmp_path / name, 4)))]
+    command = ["run", *data, "--out", str(tmp_path / "out"), "--batch-size", "2", "--warmup", "3", "--quiet"]
+
+    assert main(command) == 0
+    [recogniser] = loaded
+    assert recogniser.batches == [2] * (3 + 8 * 2)
+    assert recogniser.closed
+    assert timings() == [(103.0, 2.0)] + [(0.0, 2.0)] * 7
+    assert {row.time for manifest in manifests for row in read_rows(manifest)} == {0.5}
+
+    assert main(command) == 0
+    assert len(loaded) == 1  # nothing was left to do
+
+    manifests[5].unlink()
+    assert main(command) == 0
+    assert len(loaded) == 2
+    assert timings() == [(103.0, 2.0) if number == 5 else (0.0, 0.0) for number in range(8)]
 
 
 def test_full_disk(corpus: Path, tmp_path: Path) -> None:
@@ -341,7 +390,7 @@ def test_rows_survive_their_json(tmp_path: Path) -> None:
 def test_command_line_on_a_real_model(
     corpus: Path, tmp_path: Path, tiny_model: Phi4MMModel, tokenizer_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows are what ``Phi4MM.transcribe_batch`` says of each clip alone."""
+    """Rows are what ``Phi4MM.transcribe_batch`` returns for each clip alone."""
     save_checkpoint(tiny_model, tmp_path / "tiny", tokenizer_file=tokenizer_file)
     out = tmp_path / "out"
     command = ["run", "--model", str(tmp_path / "tiny"), "--data", str(corpus), "--out", str(out), "--limit", "5"]

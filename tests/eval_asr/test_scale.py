@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from eval_asr.recognise import LazyRecogniser
 from eval_asr.results import Row, read_rows
 from eval_asr.run import RunOptions, run_set
 from eval_asr.sources import open_source
@@ -29,8 +30,8 @@ def untimed(manifest: Path) -> list[Row]:
 @pytest.mark.timeout(180)
 def test_two_workers_of_which_one_is_killed_give_the_rows_of_one_process(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", num_clips=30)
-    options = RunOptions(batch_size=3, warmup=0, progress=False)
-    run_set(ToneRecogniser, open_source(str(corpus)), tmp_path / "alone.jsonl", options)
+    options = RunOptions(batch_size=3, progress=False)
+    run_set(LazyRecogniser(ToneRecogniser, warmup=0), open_source(str(corpus)), tmp_path / "alone.jsonl", options)
     alone = untimed(tmp_path / "alone.jsonl")
 
     # Ten rows are there already, in the middle of a batch: the run goes on with them.

@@ -19,8 +19,9 @@ from eval_asr.errors import ResultsError, ScoringError
 from eval_asr.normalise import classic_errors, english_normaliser, rules_for
 from eval_asr.progress import RunningScore
 from eval_asr.results import Row, SetName, manifest_name, parse_manifest_name
-from eval_asr.score import Errors, SetScore, composites, join_chunks, score_folder, score_rows
+from eval_asr.score import SetScore, composites, join_chunks, score_folder, score_rows
 from eval_asr.statistics import bootstrap_interval, paired_bootstrap
+from eval_asr.word_errors import WordErrors
 
 # What a normaliser stumbles over: contractions, numbers, money, ordinals, British spelling, fillers, brackets, scripts.
 LINES = (
@@ -65,7 +66,7 @@ def test_classic_equals_jiwer(said: list[tuple[str, str]]) -> None:
     assume(expected)
     output = jiwer.process_words([text for text, _ in expected], [pred for _, pred in expected])
     score = classic(said)
-    assert score.errors == Errors(output.hits, output.substitutions, output.deletions, output.insertions)
+    assert score.errors == WordErrors(output.hits, output.substitutions, output.deletions, output.insertions)
     assert score.wer == round(100 * output.wer, 2)
     assert score.cer == round(100 * jiwer.cer([text for text, _ in expected], [pred for _, pred in expected]), 2)
     assert score.num_left_out == len(said) - len(expected)
@@ -104,20 +105,20 @@ def test_nothing_to_score() -> None:
     with pytest.raises(ScoringError, match="none of its 2 rows counts"):
         classic([("ignore_time_segment_in_scoring", "a"), ("(uh)", "b")])
     assert classic_errors([]) == []
-    assert Errors(insertions=2).wer == float("inf")
-    assert Errors().wer == 0.0
+    assert WordErrors(insertions=2).wer == float("inf")
+    assert WordErrors().wer == 0.0
 
 
 def test_failed_rows_count_and_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [*rows_of([("a b", "a b"), ("c d", "c x")]), Row("bad", 0.0, 0.0, "e f", "", "AudioError: bad: is empty")]
     write(tmp_path, "MODEL_m_DATASET_d__test.jsonl", rows)
     (score,) = score_folder(tmp_path)
-    assert score.errors == Errors(hits=3, substitutions=1, deletions=2)
+    assert score.errors == WordErrors(hits=3, substitutions=1, deletions=2)
     assert score.num_failed == 1
     assert score.rtfx == 4.0  # of the clips that were recognised
     assert main(["score", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    assert "1 clips failed and count as said nothing; the first, bad: AudioError: bad: is empty" in table
+    assert "1 clips failed and count as empty; the first, bad: AudioError: bad: is empty" in table
     assert "classic: Whisper's English normaliser, jiwer" in table
 
 
@@ -215,7 +216,7 @@ def test_2026_uses_the_clone_and_merges_compounds(tmp_path: Path, capsys: pytest
     assert english.wer == round(100 * expected["err_rate"], 2) == 37.5
     assert (english.errors.insertions, english.errors.deletions, english.errors.substitutions) == (1, 1, 1)
     assert english.num_left_out == 1
-    assert other.errors == Errors(hits=4, substitutions=1)
+    assert other.errors == WordErrors(hits=4, substitutions=1)
     assert "(de)" in other.rules
     assert main(["score", str(results), "--scoring", "2026", "--leaderboard", str(clone)]) == 0
     assert "2026: the leaderboard's English normaliser, kaldialign" in capsys.readouterr().out

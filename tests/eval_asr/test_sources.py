@@ -1,4 +1,4 @@
-"""Corpora of each kind, read right, and their faults told in one line."""
+"""Corpora of each kind, read right, and their faults reported in one line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pyarrow import parquet
 from eval_asr.clips import Clip, Source
 from eval_asr.errors import SourceError
 from eval_asr.hub import CHUNKED
+from eval_asr.recognise import LazyRecogniser
 from eval_asr.results import read_rows
 from eval_asr.run import RunOptions, check_distinct, run_set
 from eval_asr.sources import language_of, open_source
@@ -79,7 +80,12 @@ def test_chunks_come_with_their_recording(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path / "corpus", 1)
     values = json.loads(manifest.read_text("utf-8")) | {"parent_id": 7, "chunk_index": 0}
     manifest.write_text(json.dumps(values), "utf-8")
-    run_set(ToneRecogniser, open_source(str(manifest)), tmp_path / "rows.jsonl", RunOptions(progress=False))
+    run_set(
+        LazyRecogniser(ToneRecogniser, warmup=0),
+        open_source(str(manifest)),
+        tmp_path / "rows.jsonl",
+        RunOptions(progress=False),
+    )
     (row,) = read_rows(tmp_path / "rows.jsonl")
     assert (row.parent_id, row.chunk_index) == ("7", 0)
 
@@ -152,7 +158,12 @@ def test_hub(hub_folder: Path, tmp_path: Path, streaming: bool) -> None:
     assert duration == 0.12
     assert np.abs(samples - tone(2, 0.12)).max() < 1e-3
     assert len(pickle.loads(pickle.dumps(clips[0])).load(RATE)[0]) == 1600
-    summary = run_set(ToneRecogniser, source, tmp_path / "rows.jsonl", RunOptions(batch_size=2, progress=False))
+    summary = run_set(
+        LazyRecogniser(ToneRecogniser, warmup=0),
+        source,
+        tmp_path / "rows.jsonl",
+        RunOptions(batch_size=2, progress=False),
+    )
     rows = read_rows(tmp_path / "rows.jsonl")
     assert [row.audio_filepath for row in rows] == ["id4", "id3", "id2", "same#2", "same"]
     assert [row.pred_text.split(" ")[0] for row in rows] == ["", "three", "two", "one", "zero"]
@@ -189,7 +200,12 @@ def test_chunked_hub_set(hub_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda **options: str(hub_folder))
     source = open_source(f"{chunked}::test")
-    run_set(ToneRecogniser, source, tmp_path / "rows.jsonl", RunOptions(progress=False, batch_size=1))
+    run_set(
+        LazyRecogniser(ToneRecogniser, warmup=0),
+        source,
+        tmp_path / "rows.jsonl",
+        RunOptions(progress=False, batch_size=1),
+    )
     rows = read_rows(tmp_path / "rows.jsonl")
     assert [(row.parent_id, row.chunk_index, row.text) for row in rows] == [("a", 0, "all of a"), ("b", 0, "all of b")]
     assert [row.pred_text.split(" ")[0] for row in rows] == ["one", "two"]
