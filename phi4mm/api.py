@@ -17,7 +17,7 @@ import torch
 
 from phi4mm.adapters import Adapters
 from phi4mm.checkpoint import save_checkpoint
-from phi4mm.client import Client, check_batch_size
+from phi4mm.engine.client import Client, check_batch_size
 from phi4mm.devices import DeviceInfo, describe
 from phi4mm.engine.core import Core
 from phi4mm.engine.encoders import Encoders
@@ -81,6 +81,7 @@ class Phi4MM:
             return Core(make_runner(model, cache_tokens(model, bounds)), Encoders(model, bounds), bounds)
 
         self._client = Client(
+            model,
             self.processor,
             make_core,
             stop_token_ids=model.config.decoder.stop_token_ids,

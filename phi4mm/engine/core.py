@@ -156,15 +156,14 @@ class Core:
         self._prefill()
 
     @torch.inference_mode()
-    def embed_media(self, row: Row) -> list[Tensor]:
-        """The embeddings of a row's media, encoded here unless they are kept from before. The row is not run."""
+    def embed_media(self, items: Sequence[MediaItem]) -> list[Tensor]:
+        """The embeddings of media, computed here unless they are kept from before."""
         values = []
-        for medium in row.media:
-            kept = self.embeddings.get(medium.digest)
+        for item in items:
+            kept = self.embeddings.get(item.digest)
             if kept is None:
-                assert medium.item is not None
-                [kept] = self._encoder.encode([medium.item])
-                self.embeddings.put(medium.digest, kept)
+                [kept] = self._encoder.encode([item])
+                self.embeddings.put(item.digest, kept)
             values.append(kept)
         return values
 

@@ -8,14 +8,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from phi4mm.engine.options import EngineOptions
 from phi4mm.model.media import MediaItem, PreparedImage
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.speech import Speech
 from phi4mm.model.vision import Vision
 
 MIN_SHARE = 0.6  # of the longest clip's length in a group: what is below it would be mostly padding
-MAX_FRAMES = 8192  # of a group, padded: about 80 s
-MAX_CROPS = 32  # of a group
+MAX_FRAMES = EngineOptions.encoder_frames
+MAX_CROPS = EngineOptions.encoder_crops
+
+
+class Encoders:
+    """The towers of a model, as the engine takes them (``core.Encoder``).
+
+    Args:
+        model: in evaluation mode.
+        options: the frames and crops that a group may have.
+    """
+
+    def __init__(self, model: Phi4MMModel, options: EngineOptions) -> None:
+        self._model = model
+        self._bounds = {"max_frames": options.encoder_frames, "max_crops": options.encoder_crops}
+
+    def next_group(self, items: Sequence[MediaItem]) -> list[int]:
+        return next_group(items, **self._bounds)
+
+    def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
+        return encode(self._model, items, **self._bounds)
+
+    def is_long(self, item: MediaItem) -> bool:
+        return item.cost > self._bounds["max_crops" if item.kind == "image" else "max_frames"]
+
+    def encode_in_parts(self, item: MediaItem) -> Iterator[Tensor]:
+        return encode_in_parts(self._model, item, **self._bounds)
 
 
 @torch.inference_mode()

@@ -18,9 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.functional import forced_align
 
+from phi4mm.engine.client import Client
+from phi4mm.engine.core import Core
 from phi4mm.inputs.audio import FRAMES_PER_SECOND
-from phi4mm.inputs.processor import Processor
+from phi4mm.inputs.processor import Row
 from phi4mm.inputs.tokenizer import TextStream, Tokenizer
+from phi4mm.model.lora import row_adapters
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Request, Word
 
@@ -33,15 +36,14 @@ SHORTEST_PAUSE = 0.05  # seconds; quieter moments within words, before a plosive
 LEAST_RANGE = 6.0  # dB; where loudness varies by less between two anchors there is no pause
 
 
-@torch.inference_mode()
-def align_words(
-    model: Phi4MMModel, processor: Processor, request: Request, token_ids: Sequence[int]
-) -> tuple[Word, ...] | None:
+def align_words(client: Client, request: Request, token_ids: Sequence[int]) -> tuple[Word, ...] | None:
     """The words of a reply, in seconds from the start of its audio.
 
-    Prompt and reply are run once more, in one pass. Languages without spaces get one word.
+    Prompt and reply are run once more, in one pass, over the encoded audio that is there already. Languages without
+    spaces get one word.
 
     Args:
+        client: of the engine, between whose steps the pass is made.
         request: with one audio, as ``(samples, sampling_rate)``.
         token_ids: of the reply.
 
@@ -49,14 +51,16 @@ def align_words(
         Words in order, without overlap; ``None`` where the reply has more tokens than the audio.
     """
     [(samples, rate)] = request.audios
-    texts, tokens = _words(token_ids, processor.tokenizer)
+    texts, tokens = _words(token_ids, client.processor.tokenizer)
     if not texts:
         return ()
-    centres = _centres(_attention_to_audio(model, processor, request, token_ids))
+    row = client.processor.row(request)
+    centres = _centres(client.engine.call(lambda core: _attention_to_audio(client.model, core, row, token_ids)))
     if centres is None:
         return None
-    assert model.config.speech is not None
-    seconds = model.config.speech.time_reduction / FRAMES_PER_SECOND  # an audio token's
+    speech = client.model.config.speech
+    assert speech is not None
+    seconds = speech.time_reduction / FRAMES_PER_SECOND  # an audio token's
     anchors = [((centres[first] + 0.5) * seconds, (centres[last] + 0.5) * seconds) for first, last in tokens]
     return tuple(
         Word(text, round(start, 3), round(end, 3))
@@ -98,22 +102,21 @@ class _AttentionRecorder:
         return F.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
 
 
-def _attention_to_audio(model: Phi4MMModel, processor: Processor, request: Request, token_ids: Sequence[int]) -> Tensor:
+def _attention_to_audio(model: Phi4MMModel, core: Core, row: Row, token_ids: Sequence[int]) -> Tensor:
     """How much each head attends to each audio token when it generates each token [heads, tokens, audio tokens]."""
-    assert model.config.speech is not None
-    row = processor.row(request)
-    batch = processor.collate([row]).to(model.device)
-    said = model.decoder.embed_tokens(torch.tensor([list(token_ids)], device=model.device))
-    embeddings = torch.cat((model.embed(batch), said), dim=1)
-    length, prompt = embeddings.shape[1], len(row.token_ids)
-    audio = [place for place, token_id in enumerate(row.token_ids) if token_id == model.config.speech.audio_token_id]
+    device = model.device
+    embeddings = model.decoder.embed_tokens(torch.tensor([*row.token_ids, *token_ids], device=device))
+    for item, values in zip(row.media, core.embed_media(row.media), strict=True):
+        embeddings[item.start : item.start + item.num_tokens] = values
+    [clip] = [item for item in row.media if item.kind == "audio"]
+    length, prompt = len(embeddings), len(row.token_ids)
     # The token before it generates a token.
-    recorder = _AttentionRecorder(slice(prompt - 1, length - 1), slice(audio[0], audio[-1] + 1))
+    recorder = _AttentionRecorder(slice(prompt - 1, length - 1), slice(clip.start, clip.start + clip.num_tokens))
     model.decoder(
-        embeddings,
-        torch.arange(length, device=model.device)[None],
-        model.long_rows(torch.tensor([length], device=model.device)),
-        gate=model.gate(batch.routes),
+        embeddings[None],
+        torch.arange(length, device=device)[None],
+        model.long_rows(torch.tensor([length], device=device)),
+        adapters=row_adapters([row.route.adapters], device=device),
         cache=recorder,
     )
     return torch.cat(recorder.weights)

@@ -17,6 +17,7 @@ from phi4mm.engine.intake import Intake
 from phi4mm.engine.row import Group, Prompt
 from phi4mm.errors import AdapterError, Phi4MMError, PromptError
 from phi4mm.inputs.processor import Processor, Row
+from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Reply, Request
 
 _AHEAD = 4  # times ``batch_size`` requests of a call that are read or run at a time
@@ -31,7 +32,8 @@ class Client:
     """Reads requests and hands them to the engine.
 
     Args:
-        processor: of the checkpoint.
+        model: in evaluation mode.
+        processor: of the same checkpoint.
         make_core: makes the engine's core, in the engine's thread.
         stop_token_ids: tokens that end a reply.
         read_ahead_bytes: features of media that may wait for the engine.
@@ -39,13 +41,15 @@ class Client:
 
     def __init__(
         self,
+        model: Phi4MMModel,
         processor: Processor,
         make_core: Callable[[], Core],
         *,
         stop_token_ids: Collection[int],
         read_ahead_bytes: int,
     ) -> None:
-        self._processor = processor
+        self.model = model
+        self.processor = processor
         self._stop_token_ids = frozenset(stop_token_ids)
         self._intake = Intake(read_ahead_bytes)
         self._users = AdapterUsers()
@@ -60,8 +64,8 @@ class Client:
         if self.engine.closed:
             raise closed_error()
         if not (request.images or request.audios):
-            return self.submit_row(request, self._processor.row(request), group)
-        return self.submit_read(lambda: (request, self._processor.row(request)), request.sampling.n, group)
+            return self.submit_row(request, self.processor.row(request), group)
+        return self.submit_read(lambda: (request, self.processor.row(request)), request.sampling.n, group)
 
     def submit_read(self, read: Read, n: int = 1, group: Group | None = None) -> Handle:
         """Queue what ``read`` returns, which is called in another thread."""
@@ -145,7 +149,7 @@ class Client:
                 released=self._intake.release if counted and not choice else None,
             )
             ticket = Ticket(prompt, one, group)
-            answer = Answer(row.route, len(row.token_ids), self._processor.tokenizer, request.sampling, stops)
+            answer = Answer(row.route, len(row.token_ids), self.processor.tokenizer, request.sampling, stops)
             self._users.begin(adapters)
             one.when_done(partial(self._users.end, adapters))
             if one.begin(answer, partial(self.engine.cancel, ticket)):
