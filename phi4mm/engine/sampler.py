@@ -1,112 +1,398 @@
-"""From a row's logits to its next token."""
+"""From logits to the next tokens, of all rows at once and on the logits' device.
+
+What comes back from the device is a few numbers for each row: its best token, the token drawn, and the most probable
+candidates; the rest is arithmetic on the candidates, row by row, in float64. No sum runs over several rows and none
+is split by their number, so on the CPU a row's choice is the same, bit for bit, in any batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
+
+from phi4mm.errors import Phi4MMError, PromptError
+from phi4mm.types import MAX_LOGPROBS, SamplingParams
+
+BLOCK = 64  # tokens whose maximum and sum are taken together
+CANDIDATES = 256  # of each filtered row that come back from the device: nearly always enough for its nucleus
+MIN_TEMPERATURE = 1e-9  # float32 cannot divide by much less; no two float32 logits of a model are closer than this
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a row's tokens are chosen and when it ends.
+class RowSampler:
+    """What a row's sampling keeps from token to token; made once for each row.
 
     Attributes:
-        max_new_tokens: the most tokens to generate, the stop token included.
-        temperature: 0 for greedy decoding.
-        top_p: nucleus (Holtzman et al. 2020): the smallest set of tokens whose probability exceeds this.
-        top_k: the number of tokens kept; 0 keeps all.
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen (Keskar et al. 2019).
-        seed: of the row's own generator; ``None`` for a fresh one.
-        stop_token_ids: tokens that end the row.
+        params: how to choose.
+        token_ids: what was generated so far.
+        top_k: ``params.top_k``, or 0 where that keeps the whole vocabulary.
     """
 
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop_token_ids: tuple[int, ...] = ()
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], *, vocab_size: int, choice: int = 0) -> None:
+        """Start a row.
+
+        Args:
+            params: how to choose.
+            prompt_ids: the prompt's tokens, for the repetition penalty.
+            vocab_size: of the logits.
+            choice: index among ``params.n``: with a seed, each has its own random numbers, made from both.
+
+        Raises:
+            PromptError: a token id in ``logit_bias`` or ``banned_tokens`` is not in the vocabulary.
+        """
+        for name, ids in (("logit_bias", params.logit_bias), ("banned_tokens", params.banned_tokens)):
+            for token_id in ids:
+                if token_id >= vocab_size:
+                    raise PromptError(f"{name}: token id {token_id}; expected 0 to {vocab_size - 1}")
+        self.params = params
+        self.token_ids: list[int] = []
+        self.top_k = params.top_k if params.top_k < vocab_size else 0
+        self._banned = frozenset(params.banned_tokens)
+        self._counts: Counter[int] = Counter()
+        self._counts_matter = bool(params.presence_penalty or params.frequency_penalty)
+        repeats = set(prompt_ids) if params.repetition_penalty != 1.0 else set()
+        touched = sorted(repeats | set(params.logit_bias) | self._banned)
+        # Only these tokens' logits change: divided (or multiplied) by ``_penalties``, then shifted by ``_shifts``.
+        self._places = {token_id: place for place, token_id in enumerate(touched)}
+        self._touched = np.array(touched, np.int64)
+        self._penalties = np.array([params.repetition_penalty if i in repeats else 1.0 for i in touched], np.float32)
+        self._shifts = np.array([self._shift(token_id) for token_id in touched], np.float32)
+        self._random = np.random.Generator(np.random.Philox(_entropy(params.seed, choice)))
+
+    def push(self, token_id: int) -> None:
+        """Append the token that was chosen."""
+        self.token_ids.append(token_id)
+        if not self._counts_matter and self.params.repetition_penalty == 1.0:
+            return
+        self._counts[token_id] += 1
+        place = self._places.setdefault(token_id, len(self._touched))
+        if place == len(self._touched):
+            self._touched = np.append(self._touched, token_id)
+            self._penalties = np.append(self._penalties, np.float32(1.0))
+            self._shifts = np.append(self._shifts, np.float32(0.0))
+        self._penalties[place] = self.params.repetition_penalty
+        self._shifts[place] = self._shift(token_id)
 
     @property
-    def is_greedy(self) -> bool:
-        """Whether the highest score decides, as it comes from the model."""
-        return self.temperature == 0.0 and self.repetition_penalty == 1.0
+    def changes_logits(self) -> bool:
+        """Whether the next token is chosen from other logits than the model's."""
+        return bool(len(self._touched) or self.params.processors)
 
-    def generator(self) -> torch.Generator:
-        """A generator for one row, on the CPU, so that a seed gives the same tokens on any device."""
-        generator = torch.Generator()
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed)
-        return generator
+    @property
+    def is_filtered(self) -> bool:
+        """Whether only some of the tokens may be drawn."""
+        return bool(self.top_k or self.params.top_p < 1.0 or self.params.min_p)
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether a draw depends on the probabilities of the whole vocabulary."""
+        return not self.is_filtered or (self.params.top_p < 1.0 and not self.top_k)
+
+    def changes(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+        """The tokens whose logits change, the repetition penalty of each, and what is added to each."""
+        return self._touched, self._penalties, self._shifts
+
+    def process(self, logits: Tensor) -> Tensor:
+        """Run the row's processors on its logits [vocabulary].
+
+        Raises:
+            PromptError: a processor returned something else than logits [vocabulary]; its own exceptions pass.
+        """
+        shape = logits.shape
+        for processor in self.params.processors:
+            logits = processor(tuple(self.token_ids), logits)
+            if not isinstance(logits, Tensor) or logits.shape != shape:
+                got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+                raise PromptError(f"processors: {processor!r:.80} returned {got}; expected logits [{shape[0]}]")
+        return logits
+
+    def uniform(self) -> float:
+        """The row's next random number in [0, 1); one is taken for each token."""
+        return self._random.random()
+
+    def _shift(self, token_id: int) -> float:
+        if token_id in self._banned:
+            return -math.inf
+        count = self._counts[token_id]
+        penalty = self.params.presence_penalty * (count > 0) + self.params.frequency_penalty * count
+        return self.params.logit_bias.get(token_id, 0.0) - penalty
+
+
+def _entropy(seed: int | None, choice: int) -> np.random.SeedSequence:
+    if seed is None:
+        return np.random.SeedSequence()
+    return np.random.SeedSequence(seed % 2**64, spawn_key=(choice,) if choice else ())
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A token and its natural log-probability, at temperature 1 and without penalties."""
+    """A token, its natural log-probability, and the most probable tokens with theirs, the most probable first, if
+    ``SamplingParams.logprobs`` asks for them; all at temperature 1 and without penalties or bias."""
 
     token_id: int
-    log_probability: float
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
-def next_tokens(
-    logits: Tensor,
-    seen: Sequence[Sequence[int]],
-    samplings: Sequence[Sampling],
-    generators: Sequence[torch.Generator],
-) -> list[Choice]:
-    """Choose a token for each row; all that the greedy ones need comes from the device in one go.
+@torch.no_grad()
+def choose(logits: Tensor, rows: Sequence[RowSampler]) -> list[Choice | Exception]:
+    """Choose a token for each row.
+
+    In this order, as OpenAI and vLLM do: repetition penalty (of the prompt's and the generated tokens), presence and
+    frequency penalty (of the generated ones), bias, banned tokens, the row's processors; then the highest logit
+    (temperature 0), or: divide by the temperature, keep ``top_k``, of these ``top_p``, of these ``min_p``, draw.
+    Of equal logits the lower token id comes first, also at the edges of ``top_k`` and ``top_p``.
 
     Args:
-        logits: [rows, vocabulary].
-        seen, samplings, generators: of each row, as ``next_token``.
+        logits: [rows, vocabulary], of any floating dtype; they are not changed.
+        rows: the sampler of each row. Each sampled one takes a random number; nothing is pushed to them.
+
+    Returns:
+        For each row its choice, or the exception of one of its processors, or a ``Phi4MMError`` where its logits are
+        NaN or infinite or leave no token to choose.
     """
+    if not rows:
+        return []
     wide = logits.float()
     highest, best = wide.max(dim=-1)
-    total = wide.logsumexp(dim=-1)
-    # float32 holds whole numbers up to 2^24 exactly, so token ids may travel with the log-probabilities.
-    token_ids, log_probabilities, totals = torch.stack((best.float(), highest - total, total)).tolist()
-    choices = []
-    for row, sampling in enumerate(samplings):
-        if sampling.is_greedy:
-            choices.append(Choice(int(token_ids[row]), log_probabilities[row]))
-        else:
-            token_id = next_token(logits[row], seen[row], sampling, generators[row])
-            choices.append(Choice(token_id, float(logits[row, token_id]) - totals[row]))
-    return choices
+    # The highest probability gives the logarithm of the sum; unlike logsumexp, softmax computes each row by itself.
+    log_total = highest - wide.softmax(dim=-1).gather(1, best[:, None])[:, 0].log()
+
+    errors: dict[int, Exception] = {}
+    changed = [index for index, row in enumerate(rows) if row.changes_logits]
+    sampled = {index for index, row in enumerate(rows) if row.params.temperature > 0.0}
+    draws = [_Draw.of(wide, highest, {index: index for index in sorted(sampled.difference(changed))}, rows)]
+    best_logit = highest
+    if changed:
+        where = _tensor(changed, wide)
+        edited, errors = _edited(wide.index_select(0, where), changed, rows)
+        edited_highest, edited_best = edited.max(dim=-1)
+        places = {index: place for place, index in enumerate(changed) if index in sampled}
+        draws.append(_Draw.of(edited, edited_highest, places, rows))
+        best_logit = highest.index_copy(0, where, edited_highest)
+        best = best.index_copy(0, where, edited_best)
+    shown = [index for index, row in enumerate(rows) if row.params.logprobs]
+    always = [log_total, best_logit, best, wide.gather(1, best[:, None])[:, 0]]
+    tops = _candidates(_blocks(_select(wide, shown)), MAX_LOGPROBS) if shown else ()
+    (log_totals, best_logits, token_ids, own_logits), most_probable, *drawn = _fetch(
+        [always, tops, *(draw.tensors(wide) for draw in draws)]
+    )
+
+    for index in range(len(rows)):
+        if index not in errors and not math.isfinite(log_totals[index]):
+            errors[index] = Phi4MMError("the model's logits are NaN or infinite; check its weights and its dtype")
+        elif index not in errors and not math.isfinite(best_logits[index]):
+            errors[index] = Phi4MMError(
+                "no token is left to choose, or a logit became NaN or infinite; "
+                "check banned_tokens, logit_bias and processors"
+            )
+    for draw, arrays in zip(draws, drawn, strict=True):
+        for index, token_id, own_logit in draw.finish(wide, arrays, errors):
+            token_ids[index], own_logits[index] = token_id, own_logit
+    choices = [Choice(int(i), float(logit)) for i, logit in zip(token_ids, own_logits - log_totals, strict=True)]
+    if shown:
+        for index, values, ids in zip(shown, *_ranked(*most_probable), strict=True):
+            pairs = [(int(i), float(v - log_totals[index])) for i, v in zip(ids, values, strict=True) if v > -math.inf]
+            choices[index] = replace(choices[index], top=tuple(pairs[: rows[index].params.logprobs]))
+    return [errors.get(index, choice) for index, choice in enumerate(choices)]
 
 
-def next_token(logits: Tensor, seen: Sequence[int], sampling: Sampling, generator: torch.Generator) -> int:
-    """Choose a token from one row's logits.
+@dataclass(frozen=True)
+class _Draw:
+    """The sampled rows among those that choose from one tensor of logits.
+
+    Attributes:
+        rows: the sampler of each, by its index among all rows of the step.
+        uniforms: the random number of each.
+        scaled: their logits less the highest and divided by the temperature, [rows, blocks, BLOCK].
+    """
+
+    rows: Mapping[int, RowSampler]
+    uniforms: Sequence[float]
+    scaled: Tensor
+
+    @classmethod
+    def of(cls, source: Tensor, highest: Tensor, places: Mapping[int, int], rows: Sequence[RowSampler]) -> _Draw:
+        """Row ``index`` of the step chooses from ``source[places[index]]``, whose highest logit ``highest`` has."""
+        chosen = {index: rows[index] for index in places}
+        where = list(places.values())
+        temperatures = [max(row.params.temperature, MIN_TEMPERATURE) for row in chosen.values()]
+        scaled = _select(source, where) - _select(highest, where)[:, None]
+        scaled /= torch.tensor(temperatures, dtype=torch.float32, device=source.device)[:, None]
+        return cls(chosen, [row.uniform() for row in chosen.values()], _blocks(scaled))
+
+    def tensors(self, wide: Tensor) -> Sequence[Tensor]:
+        """What the choice needs from the device; ``wide`` [rows, vocabulary] are the unchanged logits of the step.
+
+        Returns:
+            For each row, or empty where no row needs it: the highest probability, the token drawn without a filter
+            and its unchanged logit [n]; the candidates' scaled logits, ids and unchanged logits [n, candidates].
+        """
+        samplers = self.rows.values()
+        peak = drawn = drawn_logits = values = ids = candidate_logits = wide.new_empty(0)
+        where, last = _tensor(list(self.rows), wide), wide.shape[1] - 1
+        if any(row.needs_total for row in samplers):
+            probabilities = self.scaled.flatten(1).softmax(dim=-1).view_as(self.scaled)
+            peak = probabilities.amax(dim=(1, 2))
+            if not all(row.is_filtered for row in samplers):
+                drawn = _drawn(probabilities, torch.tensor(self.uniforms, dtype=torch.float64, device=wide.device))
+                drawn_logits = wide[where, drawn.clamp(max=last)]  # ids over the last are the filling
+        if any(row.is_filtered for row in samplers):
+            values, ids = _candidates(self.scaled, CANDIDATES)
+            candidate_logits = wide[where[:, None], ids.clamp(max=last)]
+        return peak, drawn, drawn_logits, values, ids, candidate_logits
+
+    def finish(
+        self, wide: Tensor, arrays: Sequence[NDArray[Any]], failed: Container[int]
+    ) -> Iterator[tuple[int, int, float]]:
+        """For each row that has not failed its index, its token and that one's unchanged logit.
+
+        Args:
+            wide: as for ``tensors``.
+            arrays: the values of ``tensors``.
+            failed: indices of rows to pass over.
+        """
+        peak, drawn, drawn_logits, values, ids, candidate_logits = arrays
+        ranked, ranked_ids = _ranked(values, ids)
+        width = self.scaled[:1].numel()
+        for n, (index, row) in enumerate(self.rows.items()):
+            if index in failed:
+                continue
+            if not row.is_filtered:
+                yield index, int(drawn[n]), float(drawn_logits[n])
+                continue
+            total = 1.0 / float(peak[n]) if row.needs_total else None
+            place = _pick(ranked[n], row, total, self.uniforms[n], is_all=ranked.shape[1] == width)
+            if place is not None:
+                token_id = ranked_ids[n, place]
+                yield index, int(token_id), float(candidate_logits[n, ids[n] == token_id].item())
+                continue
+            everything, all_ids = _ranked(self.scaled[n].flatten().cpu().numpy(), np.arange(width))
+            place = _pick(everything, row, total, self.uniforms[n], is_all=True)
+            token_id = all_ids[place]
+            yield index, int(token_id), float(wide[index, int(token_id)])
+
+
+def _pick(
+    scaled: NDArray[np.float32], row: RowSampler, total: float | None, uniform: float, *, is_all: bool
+) -> int | None:
+    """Filter and draw.
 
     Args:
-        logits: [vocabulary].
-        seen: the row's tokens so far, for the repetition penalty.
-        sampling: how to choose.
-        generator: the row's own.
+        scaled: the highest scaled logits, the highest (which is 0) first.
+        row: whose filters apply.
+        total: the sum of ``exp(scaled)`` over the vocabulary.
+        uniform: a random number in [0, 1).
+        is_all: whether these are the whole vocabulary.
+
+    Returns:
+        The place in ``scaled`` of the token drawn, or ``None`` where that takes more of the vocabulary.
     """
-    if sampling.repetition_penalty != 1.0:
-        logits = _penalise(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0.0:
-        return int(logits.argmax())
-    logits = logits.float().cpu() / sampling.temperature
-    order = logits.argsort(descending=True)
-    if sampling.top_k:
-        order = order[: sampling.top_k]
-    probabilities = logits[order].softmax(dim=-1)
-    if sampling.top_p < 1.0:
-        before = probabilities.cumsum(dim=-1) - probabilities
-        kept = int((before < sampling.top_p).sum())
-        order, probabilities = order[:kept], probabilities[:kept]
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+    # Others may be equal to the last one, and with lower ids.
+    scaled = scaled[: np.count_nonzero(scaled > (-math.inf if is_all else scaled[-1]))]
+    if row.top_k:
+        if row.top_k > len(scaled) and not is_all:
+            return None
+        scaled, total, is_all = scaled[: row.top_k], None, True
+    weights = np.exp(scaled.astype(np.float64))
+    sums = weights.cumsum()
+    kept = len(weights) if is_all else len(weights) + 1  # one more: not all that are kept are here
+    if row.params.top_p < 1.0:
+        kept = min(kept, int(sums.searchsorted(row.params.top_p * (sums[-1] if total is None else total))) + 1)
+    if row.params.min_p and weights[-1:] < row.params.min_p:
+        kept = min(kept, np.count_nonzero(weights >= row.params.min_p))
+    if kept > len(weights):
+        return None
+    return int(sums[:kept].searchsorted(uniform * sums[kept - 1], side="right"))
 
 
-def _penalise(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    ids = torch.tensor(sorted(set(seen)), device=logits.device)
-    chosen = logits[ids]
-    return logits.index_put((ids,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
+def _ranked(values: NDArray[np.floating[Any]], ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Float32 values and their token ids along the last dimension, the highest first, of equals the lower id first."""
+    # Whole numbers that are ordered as the values are, made one key with the ids: one fast sort, without ties.
+    bits = (values.astype(np.float32) + np.float32(0.0)).view(np.int32)  # + 0.0: there is no -0.0
+    ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64)
+    keys = np.sort((~ascending << 32) | ids.astype(np.int64))
+    ascending = (~(keys >> 32)).astype(np.int32)
+    return np.where(ascending < 0, ascending ^ 0x7FFFFFFF, ascending).view(np.float32), keys & 0xFFFFFFFF
+
+
+def _edited(logits: Tensor, indices: Sequence[int], rows: Sequence[RowSampler]) -> tuple[Tensor, dict[int, Exception]]:
+    """Change logits [len(indices), vocabulary] in place as the rows of these indices ask.
+
+    Returns:
+        The logits, and the exceptions of processors by the index of their row.
+    """
+    touched, penalties, shifts = zip(*(rows[index].changes() for index in indices), strict=True)
+    where = np.stack((np.repeat(np.arange(len(indices)), [len(ids) for ids in touched]), np.concatenate(touched)))
+    place, token_id = torch.from_numpy(where).to(logits.device)
+    penalty, shift = torch.from_numpy(np.stack((np.concatenate(penalties), np.concatenate(shifts)))).to(logits.device)
+    before = logits[place, token_id]
+    logits[place, token_id] = torch.where(before > 0, before / penalty, before * penalty) + shift
+    errors: dict[int, Exception] = {}
+    for number, index in enumerate(indices):
+        if rows[index].params.processors:
+            try:
+                logits[number] = rows[index].process(logits[number])
+            except Exception as error:  # of the user's function, for the caller to hand to the row's owner
+                errors[index] = error
+    return logits, errors
+
+
+def _blocks(logits: Tensor) -> Tensor:
+    """[rows, vocabulary] as [rows, blocks, BLOCK], filled up with -inf."""
+    filling = -logits.shape[1] % BLOCK
+    return (F.pad(logits, (0, filling), value=-math.inf) if filling else logits).unflatten(1, (-1, BLOCK))
+
+
+def _candidates(blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` highest of [rows, blocks, BLOCK], in any order, and their token ids, [rows, count] each."""
+    # They lie in the ``count`` blocks with the highest maxima: many times faster than topk over the vocabulary.
+    kept = blocks.amax(dim=-1).topk(min(count, blocks.shape[1]), dim=-1, sorted=False).indices[..., None]
+    values = blocks.gather(1, kept.expand(-1, -1, BLOCK)).flatten(1)
+    ids = (kept * BLOCK + torch.arange(BLOCK, device=blocks.device)).flatten(1)
+    found = values.topk(min(count, values.shape[1]), dim=-1, sorted=False)
+    return found.values, ids.gather(1, found.indices)
+
+
+def _drawn(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Tokens [rows] drawn from probabilities [rows, blocks, BLOCK] with random numbers [rows], by their inverse
+    cumulative distribution: first the block, then the token in it."""
+    sums = probabilities.sum(dim=-1)
+    upto = sums.double().cumsum(dim=-1)
+    goal = uniforms * upto[:, -1]
+    block = (upto <= goal[:, None]).sum(dim=-1, keepdim=True)
+    part = (goal[:, None] - F.pad(upto, (1, 0)).gather(1, block)) / sums.gather(1, block)
+    inner = probabilities.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(dim=-1)
+    place = (inner <= part * inner[:, -1:]).sum(dim=-1)
+    last = (inner < inner[:, -1:]).sum(dim=-1)  # with any probability: rounding must not draw one without
+    return block[:, 0] * BLOCK + torch.minimum(place, last)
+
+
+def _select(tensor: Tensor, places: Sequence[int]) -> Tensor:
+    """Rows of a tensor; itself where these are all, in order."""
+    return tensor if list(places) == list(range(len(tensor))) else tensor.index_select(0, _tensor(places, tensor))
+
+
+def _tensor(numbers: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=like.device)
+
+
+def _fetch(groups: Sequence[Sequence[Tensor]]) -> list[list[NDArray[Any]]]:
+    """The values of groups of tensors, copied from the device in one go: float64, or int64 where they were that."""
+    tensors = [tensor for group in groups for tensor in group]
+    # float64 holds float32 and token ids exactly.
+    flat = torch.cat([tensor.flatten().double() for tensor in tensors]).cpu().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
+    arrays = iter(
+        part.reshape(tensor.shape).astype(np.float64 if tensor.is_floating_point() else np.int64)
+        for part, tensor in zip(np.split(flat, ends), tensors, strict=True)
+    )
+    return [[next(arrays) for _ in group] for group in groups]
