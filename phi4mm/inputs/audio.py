@@ -1,11 +1,11 @@
 """Audio of any rate, channel count and common format -> mono waveform -> log-mel frames.
 
-Files are decoded by libsndfile (soundfile) and resampled by soxr.
+Files are decoded by FFmpeg's libraries (PyAV) and resampled by soxr.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -61,8 +61,10 @@ def load_audio(source: AudioSource, *, name: str | None = None, channel: int | N
     """Decodes audio and mixes its channels down to their mean; the sampling rate stays as it is.
 
     Args:
-        source: a path, the bytes of a file or an open binary file (wav, flac, ogg, opus, mp3: what libsndfile reads),
-            or ``(samples, sampling_rate)`` with float samples in [-1, 1] of shape [n] or [n, channels]. Never a URL.
+        source: a path, the bytes of a file or an open binary file (wav, flac, ogg, opus, mp3, m4a, mp4, mkv, webm ...:
+            what FFmpeg reads, whose first sound track is taken), or ``(samples, sampling_rate)`` with float samples in
+            [-1, 1] of shape [n] or [n, channels], or an iterator of such consecutive parts. Never a URL. Where the
+            rate changes on the way, all is resampled to the first.
         name: what errors call the input; by default the file's path, or "audio".
         channel: take this one alone, counted from 0, instead of the mean of all.
 
@@ -71,30 +73,40 @@ def load_audio(source: AudioSource, *, name: str | None = None, channel: int | N
             frame (25 ms) or longer than 24 hours, the samples are not finite floats in [-1, 1], or there is no such
             channel.
     """
-    blocks = list(_mono_blocks(source, name or source_name(source, "audio"), channel))
-    return Waveform(np.concatenate([block.samples for block in blocks]), blocks[0].sampling_rate)
+    blocks = _mono_blocks(source, name or source_name(source, "audio"), channel)
+    parts = list(_at_one_rate(blocks, lambda rate: rate))
+    return Waveform(np.concatenate([part.samples for part in parts]), parts[0].sampling_rate)
 
 
 def stream_audio(source: AudioSource, *, name: str | None = None, channel: int | None = None) -> Iterator[Waveform]:
     """As ``load_audio`` and ``resample_for_model``, block by block: memory does not grow with the length.
 
     Yields:
-        The audio's consecutive parts, all at one of the model's two rates.
+        The audio's consecutive parts, all at one of the model's two rates: that for the rate at which it begins.
 
     Raises:
         AudioError: as ``load_audio``; what is wrong with a file's end shows there.
     """
+    yield from _at_one_rate(_mono_blocks(source, name or source_name(source, "audio"), channel), model_rate)
+
+
+def _at_one_rate(blocks: Iterator[Waveform], target: Callable[[int], int]) -> Iterator[Waveform]:
+    """Consecutive blocks of any rates, resampled to the target of the first one's."""
     stream: soxr.ResampleStream | None = None
-    rate = 0
-    for block in _mono_blocks(source, name or source_name(source, "audio"), channel):
-        rate = model_rate(block.sampling_rate)
-        if rate == block.sampling_rate:
-            yield block
-            continue
-        stream = stream or soxr.ResampleStream(block.sampling_rate, rate, 1, dtype="float32", quality="HQ")
-        yield Waveform(stream.resample_chunk(block.samples), rate)
+    before = rate = 0
+    for block in blocks:
+        if block.sampling_rate != before:
+            if stream is not None:
+                yield _last_of(stream, rate)
+            rate, before = rate or target(block.sampling_rate), block.sampling_rate
+            stream = None if before == rate else soxr.ResampleStream(before, rate, 1, dtype="float32", quality="HQ")
+        yield block if stream is None else Waveform(stream.resample_chunk(block.samples), rate)
     if stream is not None:
-        yield Waveform(stream.resample_chunk(np.zeros(0, np.float32), last=True), rate)
+        yield _last_of(stream, rate)
+
+
+def _last_of(stream: soxr.ResampleStream, rate: int) -> Waveform:
+    return Waveform(stream.resample_chunk(np.zeros(0, np.float32), last=True), rate)
 
 
 def num_channels(source: AudioSource, *, name: str | None = None) -> int:
@@ -110,19 +122,21 @@ def num_channels(source: AudioSource, *, name: str | None = None) -> int:
 
 
 def _mono_blocks(source: AudioSource, name: str, channel: int | None) -> Iterator[Waveform]:
-    total, rate = 0, 0
+    lengths: dict[int, int] = {}  # samples at each rate
     for block, rate in decoded_blocks(source, name):
-        total += len(block)
+        lengths[rate] = lengths.get(rate, 0) + len(block)
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
             samples = _mono(block, name, channel).astype(np.float32)
         _check_samples(samples, name)
         yield Waveform(samples, rate)
-    if not total:
+    if not any(lengths.values()):
         raise _no_samples(name)
-    if total * WINDOWS_PER_SECOND < rate:
+    windows = sum(length * WINDOWS_PER_SECOND / rate for rate, length in lengths.items())
+    if windows < 1:
+        there = " and ".join(f"{length} samples at {rate} Hz" for rate, length in lengths.items())
         raise AudioError(
-            f"{name}: {total} samples at {rate} Hz are {1000 * total / rate:.3g} ms, shorter than one frame (25 ms); "
-            "pass a longer clip"
+            f"{name}: {there} are {1000 * windows / WINDOWS_PER_SECOND:.3g} ms, shorter than one frame (25 ms); pass a "
+            "longer clip"
         )
 
 

@@ -1,21 +1,23 @@
-"""Audio files of any common format, decoded block by block: by libsndfile (soundfile), video and the like by ffmpeg."""
+"""Audio of any source, block by block; files of every common container and codec by FFmpeg's libraries (PyAV)."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import numbers
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
-import soundfile
 import torch
 
 from phi4mm.errors import AudioError
-from phi4mm.inputs.ffmpeg import ffmpeg_blocks, needs_ffmpeg
 from phi4mm.inputs.source import is_url
+
+if TYPE_CHECKING:
+    import av
 
 FULL_SCALE = 32768.0  # of 16-bit sample values
 # Bounds of what is accepted, and of the memory that the work takes.
@@ -23,16 +25,23 @@ MAX_CHANNELS = 64
 MAX_RATE = 4_000_000  # Hz
 MAX_SECONDS = 24 * 60 * 60
 BLOCK_SAMPLES = 1 << 18  # samples decoded at once, over all channels
-STREAMED_SIZE = 0x7FFF0000  # a size from here up is what a program writing into a pipe puts for "unknown"; so is 0
-UNKNOWN_FRAMES = 1 << 62  # the same in libsndfile
-MP3_TAIL = 512  # bytes of tags that may follow the last frame of an mp3 (ID3v1: 128, extended 355)
 
-# How a container counts, and where it keeps its samples.
-_CHUNKS: dict[bytes, tuple[Literal["little", "big"], bytes]] = {
-    b"RIFF": ("little", b"data"),
-    b"RIFX": ("big", b"data"),
-    b"FORM": ("big", b"SSND"),
+# FFmpeg's demuxers of audio and video; none of them opens another file, as those of playlists do.
+FORMATS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,eac3,flac,flv,iff,ircam,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,"
+    "mxf,nistsphere,ogg,pvf,rm,tak,tta,voc,w64,wav,wtv,wv"
+)
+# Formats that are cut and joined anywhere: a decoder skips bytes that are no frame.
+RESYNCHRONISED = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "mpeg", "mpegts"}
+# Formats whose stream has a duration that is written in the file. FFmpeg estimates that of others from the bit rate.
+TIMED = {
+    *("aiff", "ape", "au", "caf", "dsf", "flac", "ircam", "mov,mp4,m4a,3gp,3g2,mj2", "nistsphere", "ogg", "tak", "tta"),
+    *("voc", "w64", "wv"),
 }
+DURATION_SLACK = 0.25  # seconds that a duration may be too long: some count the encoder's delay and padding
+STREAMED_SIZE = 0x7FFF0000  # a size from here up is what a program writing into a pipe puts for "unknown"; so is 0
+SIZE_SLACK = 64  # bytes that a wav's size may be too large: some count the header
+MP3_SLACK = 1000  # bytes by which an estimate from the bit rate may be wrong
 
 Samples = tuple[np.ndarray | torch.Tensor | list[Any], int]
 AudioSource = str | os.PathLike[str] | bytes | BinaryIO | Samples | Iterator[Samples]
@@ -42,7 +51,8 @@ def decoded_blocks(source: AudioSource, name: str) -> Iterator[tuple[np.ndarray,
     """The samples of a source, block by block, so that memory does not grow with its length.
 
     Yields:
-        Float samples [n, channels] and the sampling rate in Hz; arrays handed in come as one block.
+        Float samples [n, channels] and the sampling rate in Hz, both of which may change on the way; arrays handed in
+        come as one block.
 
     Raises:
         AudioError: there is no such file, it is not audio, it is damaged or truncated (which may show only at its
@@ -53,93 +63,222 @@ def decoded_blocks(source: AudioSource, name: str) -> Iterator[tuple[np.ndarray,
     elif isinstance(source, Iterator) and not hasattr(source, "read"):
         for part in source:
             yield _from_samples(part, name)
-    elif isinstance(source, str | os.PathLike) and needs_ffmpeg(source) and not is_url(source):
-        for block, rate in ffmpeg_blocks(source, name):
-            _check_format(0, block.shape[1], rate, name)
-            yield block, rate
     else:
-        yield from _decode(source, name)
+        with _opened(source, name) as file:
+            _check_wav_size(file, name)
+            with _container(file, name) as container:
+                yield from _joined(_frames(container, name))
 
 
-def _decode(source: Any, name: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Reads a file block by block."""
-    with _opened(source, name) as stream:
-        size = stream.seek(0, io.SEEK_END)
-        if not size:
-            raise AudioError(f"{name}: is empty (0 bytes), expected an audio file; write or download it again")
-        stream.seek(0)
-        start = stream.read(16)
-        stream, lead = _with_open_end(_with_true_size(stream, size, name))
-        try:
-            file = _Sequential(stream)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                f"{name}: is not audio that can be read ({_reason(error)}; it starts with {start!r}), expected wav, "
-                "flac, ogg, opus or mp3; convert it (ffmpeg) or download it again"
-            ) from error
-        with file:
-            _check_format(0, file.channels, file.samplerate, name)
-            try:
-                for block in _read(file, stream, lead, name):
-                    yield block, file.samplerate
-            except soundfile.LibsndfileError as error:
-                raise AudioError(
-                    f"{name}: is damaged or truncated ({_reason(error)}), expected a whole file; copy or download it "
-                    "again"
-                ) from error
+def audio_seconds(path: str | os.PathLike[str]) -> float | None:
+    """The length of a file by its header, or as estimated from its bit rate; ``None`` if neither gives one.
+
+    Raises:
+        AudioError: it cannot be read.
+    """
+    name = os.fspath(path)
+    with _opened(path, name) as file, _container(file, name) as container:
+        return None if container.duration is None else container.duration / 1e6  # FFmpeg's AV_TIME_BASE
 
 
 @contextmanager
 def _opened(source: Any, name: str) -> Iterator[BinaryIO]:
-    """A seekable binary file; a path's is closed at the end, a caller's file is only read."""
+    """A seekable binary file, at its start; a path's is closed at the end, a caller's file is only read."""
     if is_url(source):
         raise AudioError(f"{name}: is a URL, expected a file; download it first and pass its path")
     with ExitStack() as stack:
         try:
             if isinstance(source, (str, os.PathLike)):
                 source = stack.enter_context(open(source, "rb"))
-                content = source if source.seekable() else source.read()
-            else:
-                content = source.read() if hasattr(source, "read") else source
+            content = source.read(0 if _at_start(source) else -1) if hasattr(source, "read") else source
         except FileNotFoundError as error:
             raise AudioError(f"{name}: there is no such file ({error.filename}); check the path") from error
         except IsADirectoryError as error:
             raise AudioError(f"{name}: is a folder, expected an audio file; pass a file in it") from error
         except (OSError, ValueError) as error:
             raise AudioError(f"{name}: cannot be read ({error}), expected a readable audio file") from error
-        if isinstance(content, (bytes, bytearray, memoryview)):
-            content = io.BytesIO(content)
-        elif content is not source or not hasattr(content, "seek"):
+        if not isinstance(content, bytes | bytearray | memoryview):
             raise AudioError(
                 f"{name}: gives {type(content).__name__}, expected a path, bytes, a file open in binary mode or "
                 "(samples, sampling_rate)"
             )
-        yield content
+        yield source if _at_start(source) else io.BytesIO(content)
 
 
-class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
-    """A file that is read from start to end. soundfile would seek after every read, which a streamed flac, whose
-    header gives no length, does not allow."""
-
-    def seekable(self) -> bool:
-        return False
+def _at_start(source: Any) -> bool:
+    """Whether a source is a file that can be read in place."""
+    return hasattr(source, "seek") and hasattr(source, "tell") and source.seekable() and source.tell() == 0
 
 
-def _read(file: soundfile.SoundFile, stream: BinaryIO, lead: int, name: str) -> Iterator[np.ndarray]:
-    """All samples after the first ``lead``, in blocks [n, channels]."""
-    promised, total = file.frames, 0
-    while len(block := file.read(BLOCK_SAMPLES // file.channels, dtype="float32", always_2d=True)):
-        yield block[max(lead - total, 0) :]
-        total += len(block)
-        _check_format(total, file.channels, file.samplerate, name)
-    rest = stream.read() if file.format == "MP3" else b""
-    if len(rest) > MP3_TAIL and b"APETAGEX" not in rest:
-        raise AudioError(
-            f"{name}: goes on for {len(rest)} bytes beyond the end that its header gives, as joined mp3 files do; "
-            "convert it (ffmpeg) to wav or flac"
+class _Unnamed:
+    """A binary file without its name, by which FFmpeg would guess the format."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def _refused(url: str, flags: int, options: dict[str, str]) -> Any:
+    raise PermissionError(f"it names another file, {url}")
+
+
+@contextmanager
+def _container(file: BinaryIO, name: str) -> Iterator[av.container.InputContainer]:
+    """A file as FFmpeg finds it to be by its contents."""
+    import av
+
+    start = file.read(16)
+    file.seek(0)
+    if not start:
+        raise AudioError(f"{name}: is empty (0 bytes), expected an audio file; write or download it again")
+    try:
+        container = av.open(
+            _Unnamed(file),
+            options={"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_size": "65536"},
+            io_open=_refused,
+            metadata_errors="replace",
+            buffer_size=1 << 17,
         )
-    if total < promised < UNKNOWN_FRAMES and not lead:
-        raise _truncated(name, f"{promised} samples", str(total))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise _not_audio(name, getattr(error, "strerror", None) or str(error), start) from error
+    with container:
+        if not container.streams.audio:
+            raise AudioError(f"{name}: has no sound track ({container.format.long_name}); pass a file with sound")
+        if container.streams.audio[0].codec_context is None:
+            raise _not_audio(name, "its codec is not known", start)
+        yield container
+
+
+def _frames(container: av.container.InputContainer, name: str) -> Iterator[av.AudioFrame]:
+    """The frames of a file's first sound track, and at its end whether it was whole."""
+    import av
+
+    stream, kind = container.streams.audio[0], container.format.name
+    packets = _packets(container, name)
+    first = next(packets)  # there is always one, the last is empty
+    promised = _promised_seconds(container, first)
+    seconds, end, broken, cut = 0.0, 0.0, "", False
+    for packet in itertools.chain((first,), packets):
+        cut = packet.is_corrupt if packet.size else cut
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            broken = error.strerror or str(error)
+            continue
+        if frames and broken and kind not in RESYNCHRONISED:
+            raise AudioError(
+                f"{name}: is damaged or truncated ({broken} at {end:.2f} s), expected a whole file; copy or download it "
+                "again"
+            )
+        for frame in frames:
+            _check_format(0, frame.layout.nb_channels, frame.sample_rate, name)
+            seconds += frame.samples / frame.sample_rate
+            end = max(seconds, frame.samples / frame.sample_rate + (frame.time or 0.0))
+            if seconds > MAX_SECONDS:
+                raise _too_long(name)
+            yield frame
+    # A film's tracks may start late and have gaps: their durations are times, not numbers of samples.
+    found = end if kind == "matroska,webm" else seconds
+    if promised and found < promised - (1e-4 if broken else DURATION_SLACK):
+        raise _truncated(name, f"{promised:.6g} s", f"{found:.6g} s")
+    if cut and kind != "wav" and kind not in RESYNCHRONISED:
+        raise AudioError(
+            f"{name}: is truncated: its last packet is cut, after {found:.6g} s; copy or download it again"
+        )
+    if broken and not seconds:
+        raise _not_audio(name, f"{stream.codec_context.name}: {broken}", None)
+
+
+def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.Packet]:
+    """The encoded packets of the first sound track; the last is empty and flushes the decoder."""
+    import av
+
+    packets = container.demux(container.streams.audio[0])
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:
+            raise AudioError(
+                f"{name}: is damaged or truncated ({error.strerror}), expected a whole file; copy or download it again"
+            ) from error
+        except (OSError, ValueError) as error:  # the caller's file fails
+            raise AudioError(f"{name}: cannot be read ({error}), expected a readable audio file") from error
+        if packet is None:
+            return
+        yield packet
+
+
+def _promised_seconds(container: av.container.InputContainer, first: av.Packet) -> float | None:
+    """How long a file says that its sound is; ``None`` where it does not say."""
+    stream, kind = container.streams.audio[0], container.format.name
+    if kind == "matroska,webm":
+        hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
+        minutes, _, seconds = rest.partition(":")
+        try:
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        except ValueError:
+            return None
+    if stream.duration is None or stream.time_base is None:
+        return None
+    promised = float(stream.duration * stream.time_base)
+    if kind == "mp3":
+        # A Xing header's bit rate is that of its own duration and size; of an mp3 without one, FFmpeg estimates the
+        # duration so that this is the size which is there.
+        there = container.size - (first.pos or 0)
+        return promised if promised * (stream.codec_context.bit_rate or 0) / 8 > there + MP3_SLACK else None
+    return promised if kind in TIMED else None
+
+
+def _joined(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[np.ndarray, int]]:
+    """Frames joined to blocks of float32 samples [n, channels] and their rate in Hz, a block at every change of form."""
+    parts: list[np.ndarray] = []
+    size, form = 0, (0, 0, "")
+    for frame in frames:
+        channels = frame.layout.nb_channels
+        now = (frame.sample_rate, channels, frame.format.name)
+        if parts and (now != form or size >= BLOCK_SAMPLES):
+            yield _to_floats(np.concatenate(parts)), form[0]
+            parts, size = [], 0
+        form = now
+        samples = frame.to_ndarray()  # planar: [channels, n], packed: [1, n * channels]
+        parts.append(samples.T if frame.format.is_planar else samples.reshape(-1, channels))
+        size += samples.size
+    if parts:
+        yield _to_floats(np.concatenate(parts)), form[0]
+
+
+def _to_floats(samples: np.ndarray) -> np.ndarray:
+    """Whole numbers of any width, or floats, as float32 in [-1, 1]."""
+    if samples.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
+            return samples.astype(np.float32, copy=False)
+    half = np.float32(2.0 ** (8 * samples.itemsize - 1))
+    floats = samples.astype(np.float32)
+    if samples.dtype.kind == "u":
+        floats -= half
+    return np.divide(floats, half, out=floats)
+
+
+def _check_wav_size(file: BinaryIO, name: str) -> None:
+    """Compares the size that a wav's header gives with what is there, which FFmpeg does not."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    orders: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big"}
+    order = orders.get(head[:4], "little")
+    promised = there = 0
+    while head[8:] == b"WAVE" and head[:4] in orders and len(chunk := file.read(8)) == 8:
+        length = int.from_bytes(chunk[4:], order)
+        if chunk[:4] == b"data":
+            promised, there = promised or length, size - file.tell()
+            break
+        if chunk[:4] == b"ds64":  # a size of 64 bits, second in its chunk
+            promised = int.from_bytes(file.read(16)[8:], order)
+            length -= 16
+        file.seek(max(length, 0) + length % 2, io.SEEK_CUR)
+    file.seek(0)
+    unknown = promised >= STREAMED_SIZE and head[:4] != b"RF64"
+    if promised > there + SIZE_SLACK and not unknown:
+        raise _truncated(name, f"{promised} bytes", f"{there}")
 
 
 def _from_samples(source: tuple[Any, ...], name: str) -> tuple[np.ndarray, int]:
@@ -176,70 +315,22 @@ def _check_format(frames: int, channels: int, rate: int, name: str) -> None:
             f"{name}: {channels} channels, expected 1 to {MAX_CHANNELS}; samples have shape [n] or [n, channels]"
         )
     if frames > MAX_SECONDS * rate:
-        raise AudioError(f"{name}: is longer than {MAX_SECONDS // 3600} hours; cut it into shorter files")
+        raise _too_long(name)
 
 
-def _with_open_end(stream: BinaryIO) -> tuple[BinaryIO, int]:
-    """Sees to it that an mp3 without a length, as a pipe leaves it, is read to its end.
-
-    libsndfile guesses such an mp3's length from its size and its first frame's bit rate, and stops there. A silent
-    frame of the lowest bit rate, put first, makes the guess an upper bound.
-
-    Returns:
-        The stream at its start, and how many samples that frame adds: 0 where none was needed.
-    """
-    start = 0
-    stream.seek(0)
-    while (tag := stream.read(10)).startswith(b"ID3"):  # the tag's size has 7 bits a byte
-        start += 10 + sum(value << shift for value, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
-        stream.seek(start)
-    first = tag + stream.read(192)
-    stream.seek(0)
-    is_layer_3 = len(first) > 10 and first[0] == 0xFF and first[1] & 0xE6 == 0xE2
-    rate_index = first[2] >> 2 & 3 if is_layer_3 else 3
-    if rate_index == 3 or any(header in first for header in (b"Xing", b"Info", b"VBRI")):
-        return stream, 0
-    mpeg_1, mpeg_2 = first[1] & 0x18 == 0x18, first[1] & 0x18 == 0x10
-    rate = (44100, 48000, 32000)[rate_index] // (1 if mpeg_1 else 2 if mpeg_2 else 4)
-    samples, bit_rate = (1152, 32000) if mpeg_1 else (576, 8000)
-    unprotected, lowest = first[1] | 1, 1 << 4 | first[2] & 0x0C
-    silence = bytes((0xFF, unprotected, lowest, first[3])).ljust(samples // 8 * bit_rate // rate, b"\0")
-    content = stream.read()
-    return io.BytesIO(content[:start] + silence + content[start:]), samples
+def _too_long(name: str) -> AudioError:
+    return AudioError(f"{name}: is longer than {MAX_SECONDS // 3600} hours; cut it into shorter files")
 
 
-def _with_true_size(stream: BinaryIO, size: int, name: str) -> BinaryIO:
-    """Compares the size that a wav or aiff header gives to its samples with what is there, which libsndfile does not.
-
-    Returns:
-        The stream at its start; a copy with a usable size where the header says 0, as a pipe writes it.
-    """
-    stream.seek(0)
-    order, wanted = _CHUNKS.get(stream.read(4), ("little", b""))
-    stream.seek(12)
-    while wanted and len(head := stream.read(8)) == 8:
-        length = int.from_bytes(head[4:], order)
-        if head[:4] != wanted:
-            stream.seek(length + length % 2, io.SEEK_CUR)
-            continue
-        start = stream.tell()
-        if size - start < length < STREAMED_SIZE:
-            raise _truncated(name, f"{length} bytes", str(size - start))
-        if length == 0 < size - start:
-            stream.seek(0)
-            content = bytearray(stream.read())
-            content[start - 4 : start] = (size - start).to_bytes(4, order)
-            return io.BytesIO(content)
-        break
-    stream.seek(0)
-    return stream
+def _not_audio(name: str, reason: str, start: bytes | None) -> AudioError:
+    told = reason if start is None else f"{reason}; it starts with {start!r}"
+    return AudioError(
+        f"{name}: is not audio that can be read ({told}), expected a whole file with sound: wav, flac, ogg, opus, mp3, "
+        "m4a, mp4, mkv, webm or the like; convert it (ffmpeg) or download it again"
+    )
 
 
 def _truncated(name: str, promised: str, there: str) -> AudioError:
     return AudioError(
         f"{name}: is truncated: its header promises {promised} of audio, {there} are there; copy or download it again"
     )
-
-
-def _reason(error: soundfile.LibsndfileError) -> str:
-    return str(error.error_string).removeprefix("Error : ").rstrip(".")
