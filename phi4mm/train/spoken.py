@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.batch import AudioBatch, Batch
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Modality
+from phi4mm.model.router import route
 from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns
 from phi4mm.train.bank import PictureBank, collate_images, vary_images
 from phi4mm.train.batches import SpeechBatch
@@ -26,6 +26,7 @@ from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
 from phi4mm.train.shards import Shard
 from phi4mm.train.speech import PROJECTOR, Naming
 from phi4mm.train.tower import WordTower, varied_batches
+from phi4mm.types import Modality
 
 VISION_PROJECTOR = "vision"
 
@@ -132,7 +133,7 @@ def ask_aloud(
     batch = Batch(
         answers.token_ids,
         answers.lengths,
-        (model.router.route(Modality.IMAGE_AUDIO),) * len(turns),
+        (route(Modality.IMAGE_AUDIO, "auto", model.adapters),) * len(turns),
         images=collate_images(vary_images(images, generator, jitter)),
         audios=AudioBatch(speech.features, speech.num_frames, tuple(range(len(turns)))),
     )
