@@ -23,7 +23,13 @@ from phi4mm.checkpoint.names import (
     stored_shape,
     unused_vision_tensors,
 )
-from phi4mm.checkpoint.peft_folder import check_adapter_config, open_adapter, read_adapter_config
+from phi4mm.checkpoint.peft_folder import (
+    adapter_of_folder,
+    check_adapter_config,
+    folder_name,
+    open_adapter,
+    read_adapter_config,
+)
 from phi4mm.checkpoint.source import Source, locate, tokenizer_file
 from phi4mm.checkpoint.tensors import TensorFiles, find_shards
 from phi4mm.model.config import Phi4MMConfig
@@ -110,14 +116,14 @@ def _adapter_folders(place: Source, layout: Layout, config: Phi4MMConfig) -> tup
     Our own config.json names the adapters. In transformers' layout they are the folders called ``<name>-lora``.
     """
     if layout == "phi4mm":
-        folders = {adapter.name: place.adapters / adapter.name for adapter in config.adapters}
+        folders = {adapter.name: place.adapters / folder_name(adapter.name) for adapter in config.adapters}
         for adapter in config.adapters:
             check_adapter_config(folders[adapter.name], adapter)
         return config, folders
     if layout != "transformers":
         return config, {}
     found = sorted(path.parent for path in place.folder.glob("*-lora/adapter_config.json"))
-    folders = {folder.name.removesuffix("-lora"): folder for folder in found}
+    folders = {adapter_of_folder(folder.name.removesuffix("-lora")): folder for folder in found}
     adapters = tuple(read_adapter_config(folder, name) for name, folder in folders.items())
     return replace(config, adapters=adapters), folders
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from safetensors.torch import save_file
 
@@ -32,6 +34,16 @@ _ACCEPTED: dict[str, tuple[object, ...]] = {
     "trainable_token_indices": ([],),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # the others change the frozen weights too
 }
+
+
+def folder_name(adapter: str) -> str:
+    """What the folder of an adapter is called in a checkpoint: its name, with what no folder may be called escaped."""
+    return re.sub(r'^\.|[/\\:*?"<>|%\x00-\x1f]', lambda match: f"%{ord(match[0]):02X}", adapter)
+
+
+def adapter_of_folder(name: str) -> str:
+    """The inverse of ``folder_name``."""
+    return unquote(name)
 
 
 def read_adapter_config(folder: Path, name: str) -> AdapterConfig:

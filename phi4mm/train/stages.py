@@ -220,7 +220,10 @@ def make_vision(recipe: Recipe) -> None:
 def make_spoken(recipe: Recipe) -> None:
     if recipe.spoken_file.exists():
         return
-    words, model = trained_tower(recipe).to(recipe.device), assembled(recipe, *map(read_tensors, (recipe.speech_file, recipe.vision_file)))
+    words, model = (
+        trained_tower(recipe).to(recipe.device),
+        assembled(recipe, *map(read_tensors, (recipe.speech_file, recipe.vision_file))),
+    )
     banks = [PictureBank(recipe.pictures(name)) for name in ("easy_vqa", "shape")]
     judged = asked_aloud(recipe.asked_aloud, pictures_held_out(recipe)["easy_vqa"], each=1)
 

@@ -78,6 +78,7 @@ def test_rows_are_named_as_briefly_as_they_can_be() -> None:
     found = row_adapters([both, (), ("vision",)], [1, 1, 2], device="cpu")
     assert found is not None
     assert found.uses[0] == AdapterUse("speech", slice(0, 1))
+    assert isinstance(found.uses[1].rows, torch.Tensor)
     assert found.uses[1].rows.tolist() == [0, 2, 3]
     assert found.only is None
 
@@ -96,13 +97,10 @@ def test_gradients_reach_the_adapters_that_are_used() -> None:
     adapters = row_adapters([("speech",), ("vision", "speech"), ()], device="cpu")
     with torch.autograd.set_detect_anomaly(True):
         linear(hidden, adapters).square().sum().backward()
-    expected = torch.autograd.grad(
-        sum(
-            (linear.frozen(hidden[row]) + update(linear, names, hidden[row])).square().sum()
-            for row, names in enumerate([("speech",), ("vision", "speech"), ()])
-        ),
-        [hidden, linear.adapter("speech").a, linear.adapter("vision").b],
-    )
+    total = torch.zeros(())
+    for row, names in enumerate([("speech",), ("vision", "speech"), ()]):
+        total = total + (linear.frozen(hidden[row]) + update(linear, names, hidden[row])).square().sum()
+    expected = torch.autograd.grad(total, [hidden, linear.adapter("speech").a, linear.adapter("vision").b])
     found = [hidden.grad, linear.adapter("speech").a.grad, linear.adapter("vision").b.grad]
     for gradient, one in zip(found, expected, strict=True):
         torch.testing.assert_close(gradient, one)
@@ -127,10 +125,7 @@ def test_any_name_is_a_modules_key(name: str) -> None:
 def test_awkward_names(name: str) -> None:
     model = Phi4MMModel(TINY)
     model.add_adapter(AdapterConfig(name, 2, 2.0))
-    (linear,) = {id(linear.adapter(name)) for linear in list(lora_linears(model.decoder).values())[:1]}
-    assert linear
-    copy = Phi4MMModel(model.config)
-    copy.load_state_dict(model.state_dict())
+    Phi4MMModel(model.config).load_state_dict(model.state_dict())
     model.remove_adapter(name)
     assert tuple(model.adapters) == ("vision", "speech")
 
@@ -219,20 +214,17 @@ def test_adapters_that_are_not_used_cost_nothing() -> None:
 
 
 def test_every_placeholder_needs_an_embedding(tiny_model: Phi4MMModel) -> None:
-    vision = TINY.vision
-    assert vision is not None
-    side = vision.patches_per_side
-    images = ImageBatch(torch.zeros(1, 3, 56, 56), torch.ones(1, side, side, dtype=torch.bool), ((0, 0),))
-    assert tiny_model.vision is not None
-    (values,) = tiny_model.vision(torch.zeros(2, 3, 56, 56), torch.ones(2, side, side, dtype=torch.bool), ((1, 1),))
-    right = len(values)
-    images = ImageBatch(torch.zeros(2, 3, 56, 56), torch.ones(2, side, side, dtype=torch.bool), ((1, 1),))
+    config = TINY.vision
+    assert config is not None
+    side, size = config.patches_per_side, config.image_size
+    images = ImageBatch(torch.zeros(2, 3, size, size), torch.ones(2, side, side, dtype=torch.bool), ((1, 1),))
+    right = 2 * 2 * 3 + 1  # two views of 2 x 2 tokens with a separator after each row, and one between them
 
     def embed(num_places: int) -> torch.Tensor:
-        token_ids = torch.full((1, num_places), vision.image_token_id)
+        token_ids = torch.full((1, num_places), config.image_token_id)
         return tiny_model.embed(Batch(token_ids, torch.tensor([num_places]), (Route(("vision",)),), images))
 
-    assert torch.equal(embed(right)[0], values)
+    assert embed(right).shape == (1, right, TINY.decoder.hidden_size)
     for wrong in (right - 1, right + 1):
         with pytest.raises(PromptError, match=rf"{wrong} image placeholder tokens.* give {right} embeddings"):
             embed(wrong)
