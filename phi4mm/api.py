@@ -17,8 +17,8 @@ import torch
 
 from phi4mm.adapters import Adapters
 from phi4mm.checkpoint import save_checkpoint
-from phi4mm.engine.client import Client, check_batch_size
 from phi4mm.devices import DeviceInfo, describe
+from phi4mm.engine.client import Client, check_batch_size
 from phi4mm.engine.core import Core
 from phi4mm.engine.encoders import Encoders
 from phi4mm.engine.handle import Handle

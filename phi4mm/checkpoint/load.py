@@ -9,25 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from phi4mm.checkpoint.configs import read_config
 from phi4mm.checkpoint.names import (
     Layout,
-    is_lora,
     is_rotary_table,
+    lora_name,
     microsoft_lora_name,
     peft_name,
     stored_name,
     stored_shape,
     unused_vision_tensors,
 )
-from phi4mm.checkpoint.peft_folder import check_adapter_config, open_adapter, read_adapter_config
+from phi4mm.checkpoint.peft_folder import (
+    adapter_of_folder,
+    check_adapter_config,
+    folder_name,
+    open_adapter,
+    read_adapter_config,
+)
 from phi4mm.checkpoint.source import Source, locate, tokenizer_file
 from phi4mm.checkpoint.tensors import TensorFiles, find_shards
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.lora import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 
 
@@ -80,15 +85,14 @@ def load_checkpoint(
         model = Phi4MMModel(config)
     weights = TensorFiles(find_shards(place.folder))
     adapters = {name: open_adapter(folder) for name, folder in folders.items()}
-    _check(model, layout, weights, adapters)
+    places = {name: _place(name, layout, weights, adapters) for name in model.state_dict()}
+    _check(model, layout, places, weights, adapters)
 
     dtype = dtype or weights.dtype(stored_name("decoder.embed_tokens.weight", layout))
-    state = {
-        name: _lora(name, tensor, config, layout, weights, adapters, device, dtype)
-        if is_lora(name)
-        else weights.read(stored_name(name, layout)).reshape(tensor.shape).to(device, dtype)
-        for name, tensor in model.state_dict().items()
-    }
+    state = {}
+    for name, tensor in model.state_dict().items():
+        file, stored = places[name]
+        state[name] = file.read(stored).reshape(tensor.shape).to(device, dtype)
     model.load_state_dict(state, assign=True)
     return Checkpoint(model.eval().requires_grad_(False), tokenizer, config, place.folder, layout)
 
@@ -112,63 +116,46 @@ def _adapter_folders(place: Source, layout: Layout, config: Phi4MMConfig) -> tup
     Our own config.json names the adapters. In transformers' layout they are the folders called ``<name>-lora``.
     """
     if layout == "phi4mm":
-        folders = {adapter.name: place.adapters / adapter.name for adapter in config.adapters}
+        folders = {adapter.name: place.adapters / folder_name(adapter.name) for adapter in config.adapters}
         for adapter in config.adapters:
             check_adapter_config(folders[adapter.name], adapter)
         return config, folders
     if layout != "transformers":
         return config, {}
     found = sorted(path.parent for path in place.folder.glob("*-lora/adapter_config.json"))
-    folders = {folder.name.removesuffix("-lora"): folder for folder in found}
+    folders = {adapter_of_folder(folder.name.removesuffix("-lora")): folder for folder in found}
     adapters = tuple(read_adapter_config(folder, name) for name, folder in folders.items())
     return replace(config, adapters=adapters), folders
 
 
-def _lora_name(name: str, adapter: str, layout: Layout) -> str:
-    return microsoft_lora_name(name, adapter) if layout == "microsoft" else peft_name(name)
+def _place(
+    name: str, layout: Layout, weights: TensorFiles, adapters: dict[str, TensorFiles]
+) -> tuple[TensorFiles, str]:
+    """The files that hold our tensor ``name``, and what it is called there."""
+    parts = lora_name(name)
+    if parts is None:
+        return weights, stored_name(name, layout)
+    if parts.adapter in adapters:
+        return adapters[parts.adapter], peft_name(parts)
+    return weights, microsoft_lora_name(parts)
 
 
-def _check(model: Phi4MMModel, layout: Layout, weights: TensorFiles, adapters: dict[str, TensorFiles]) -> None:
+def _check(
+    model: Phi4MMModel,
+    layout: Layout,
+    places: dict[str, tuple[TensorFiles, str]],
+    weights: TensorFiles,
+    adapters: dict[str, TensorFiles],
+) -> None:
     """Compare every file with the model before anything is read."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    expected = {
-        stored_name(name, layout): stored_shape(name, shape, layout)
-        for name, shape in shapes.items()
-        if not is_lora(name)
-    }
+    expected: dict[TensorFiles, dict[str, tuple[int, ...]]] = {file: {} for file in (*adapters.values(), weights)}
+    for name, tensor in model.state_dict().items():
+        file, stored = places[name]
+        expected[file][stored] = stored_shape(name, tuple(tensor.shape), layout)
     ignored: set[str] = set()
     if layout != "phi4mm":
         ignored |= {name for name in weights.shapes if is_rotary_table(name)}
         ignored |= unused_vision_tensors(model.config).keys()
         ignored |= {"lm_head.weight"} if model.config.decoder.tie_embeddings else set()
-    for adapter in model.config.adapters:
-        parts = {
-            _lora_name(name, adapter.name, layout): (adapter.rank, shape[1])
-            if name.endswith("lora_a")
-            else (shape[0], adapter.rank)
-            for name, shape in shapes.items()
-            if is_lora(name)
-        }
-        if adapter.name in adapters:
-            adapters[adapter.name].check(parts)
-        else:
-            expected |= parts
-    weights.check(expected, ignored)
-
-
-def _lora(
-    name: str,
-    like: Tensor,
-    config: Phi4MMConfig,
-    layout: Layout,
-    weights: TensorFiles,
-    adapters: dict[str, TensorFiles],
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> Tensor:
-    """One stacked ``lora_a`` or ``lora_b``, filled adapter by adapter."""
-    stacked = torch.empty(like.shape, device=device, dtype=dtype)
-    for adapter, span in adapter_spans(config.adapters).items():
-        part = stacked[span] if name.endswith("lora_a") else stacked[:, span]
-        part.copy_(adapters.get(adapter, weights).read(_lora_name(name, adapter, layout)))
-    return stacked
+    for file, shapes in expected.items():
+        file.check(shapes, ignored if file is weights else frozenset())

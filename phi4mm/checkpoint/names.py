@@ -7,9 +7,10 @@ that adapters lie in PEFT folders.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from phi4mm.model.config import Phi4MMConfig
+from phi4mm.model.lora import adapter_name
 
 Layout = Literal["phi4mm", "microsoft", "transformers", "phi3"]
 
@@ -108,7 +109,7 @@ _ONES = {
     "speech.tower.blocks.{}.convolution.pointwise_out.weight": (0, 1),
 }
 
-_LORA = {"lora_a": "lora_A", "lora_b": "lora_B"}
+_LORA = re.compile(r"(.+)\.lora\.([^.]+)\.([ab])")
 
 _STAGE = re.compile(r"(speech\.tower\.subsampling\.stages\.)(\d+)\.(\d+)")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -182,18 +183,32 @@ def is_rotary_table(name: str) -> bool:
     return _ROTARY.fullmatch(name) is not None
 
 
-def is_lora(name: str) -> bool:
-    """Whether our tensor ``name`` stacks the adapters' matrices."""
-    return name.endswith((".lora_a", ".lora_b"))
+class LoRAName(NamedTuple):
+    """What the name of an adapter's tensor in our ``state_dict`` is made of."""
+
+    linear: str
+    adapter: str
+    matrix: str  # "a" or "b"
 
 
-def peft_name(name: str) -> str:
-    """What an adapter's part of our stacked ``name`` (``....lora_a``) is called in the adapter's PEFT folder."""
-    linear, _, matrix = name.rpartition(".")
-    return f"base_model.model.{stored_name(linear, 'transformers')}.{_LORA[matrix]}.weight"
+def lora_name(name: str) -> LoRAName | None:
+    """The parts of ``....qkv_proj.lora.speech.a``; ``None`` for a tensor that belongs to no adapter."""
+    match = _LORA.fullmatch(name)
+    return LoRAName(match[1], adapter_name(match[2]), match[3]) if match else None
 
 
-def microsoft_lora_name(name: str, adapter: str) -> str:
-    """What ``adapter``'s part of our stacked ``name`` is called in Microsoft's main file."""
-    linear, _, matrix = name.rpartition(".")
-    return f"{stored_name(linear, 'transformers')}.{_LORA[matrix]}.{adapter}.weight"
+def is_lora(name: str, adapter: str | None = None) -> bool:
+    """Whether our tensor ``name`` belongs to an adapter, or to the one given."""
+    parts = lora_name(name)
+    return parts is not None and adapter in (None, parts.adapter)
+
+
+def peft_name(parts: LoRAName) -> str:
+    """What an adapter's tensor is called in the adapter's PEFT folder."""
+    return f"base_model.model.{stored_name(parts.linear, 'transformers')}.lora_{parts.matrix.upper()}.weight"
+
+
+def microsoft_lora_name(parts: LoRAName) -> str:
+    """What an adapter's tensor is called in Microsoft's main file."""
+    linear = stored_name(parts.linear, "transformers")
+    return f"{linear}.lora_{parts.matrix.upper()}.{parts.adapter}.weight"

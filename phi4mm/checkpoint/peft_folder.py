@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from phi4mm.checkpoint.names import is_lora, peft_name
+from phi4mm.checkpoint.names import LoRAName, lora_name, peft_name
 from phi4mm.checkpoint.settings import Settings
 from phi4mm.checkpoint.source import read_json
 from phi4mm.checkpoint.tensors import TensorFiles, find_shards
 from phi4mm.errors import CheckpointError
 from phi4mm.model.config import AdapterConfig
-from phi4mm.model.lora import adapter_spans
+from phi4mm.model.lora import LoRA, lora_linears
 from phi4mm.model.phi4mm import Phi4MMModel
 
 # A pattern, not a list: the speech tower of transformers' model has projections of the same names.
@@ -37,12 +36,14 @@ _ACCEPTED: dict[str, tuple[object, ...]] = {
 }
 
 
-def adapter_parts(model: Phi4MMModel, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Names and views of the parts of the stacked ``lora_a`` and ``lora_b`` that belong to one adapter."""
-    span = adapter_spans(model.config.adapters)[name]
-    for key, tensor in model.state_dict().items():
-        if is_lora(key):
-            yield key, tensor[span] if key.endswith("lora_a") else tensor[:, span]
+def folder_name(adapter: str) -> str:
+    """What the folder of an adapter is called in a checkpoint: its name, with what no folder may be called escaped."""
+    return re.sub(r'^\.|[/\\:*?"<>|%\x00-\x1f]', lambda match: f"%{ord(match[0]):02X}", adapter)
+
+
+def adapter_of_folder(name: str) -> str:
+    """The inverse of ``folder_name``."""
+    return unquote(name)
 
 
 def read_adapter_config(folder: Path, name: str) -> AdapterConfig:
@@ -69,24 +70,35 @@ def open_adapter(folder: Path) -> TensorFiles:
     return TensorFiles(find_shards(folder, "adapter_model"))
 
 
-def load_adapter(model: Phi4MMModel, name: str, folder: Path) -> None:
-    """Copy a PEFT folder's weights into the adapter ``name`` of ``model``.
+def read_adapter(model: Phi4MMModel, config: AdapterConfig, folder: Path) -> dict[str, LoRA]:
+    """The adapter of a PEFT folder, for ``Phi4MMModel.add_adapter``; the model is left as it is.
+
+    The weights are copied, so the folder may change or go afterwards.
+
+    Args:
+        model: whose linears the adapter must fit; its device and precision are taken.
+        config: from ``read_adapter_config``.
 
     Raises:
-        CheckpointError: the model has no such adapter, or one of another rank or alpha; or tensors are missing,
-            misshapen or unknown.
+        CheckpointError: tensors are missing, misshapen or unknown.
     """
-    adapter = next((adapter for adapter in model.config.adapters if adapter.name == name), None)
-    if adapter is None:
-        known = ", ".join(repr(each.name) for each in model.config.adapters) or "none"
-        raise CheckpointError(f"{folder}: the model has no adapter {name!r}, it has {known}; load it as one of these")
-    check_adapter_config(folder, adapter)
-    parts = {peft_name(key): part for key, part in adapter_parts(model, name)}
     files = open_adapter(folder)
-    files.check({key: tuple(part.shape) for key, part in parts.items()})
-    with torch.no_grad():
-        for key, part in parts.items():
-            part.copy_(files.read(key))
+    linears = lora_linears(model.decoder)
+    names = {
+        (linear, matrix): peft_name(LoRAName(f"decoder.{linear}", config.name, matrix))
+        for linear in linears
+        for matrix in ("a", "b")
+    }
+    shapes = {}
+    for linear, module in linears.items():
+        shapes[names[linear, "a"]] = (config.rank, module.in_size)
+        shapes[names[linear, "b"]] = (module.out_size, config.rank)
+    files.check(shapes)
+    parts = {}
+    for linear in linears:
+        a, b = (files.read(names[linear, matrix]).to(model.device, model.dtype, copy=True) for matrix in ("a", "b"))
+        parts[linear] = LoRA(a, b, config.scale, config.dropout).requires_grad_(False)
+    return parts
 
 
 def check_adapter_config(folder: Path, expected: AdapterConfig) -> None:
@@ -105,7 +117,7 @@ def save_adapter(model: Phi4MMModel, name: str, folder: Path) -> None:
 
     peft loads it onto transformers' ``Phi4MultimodalForCausalLM``.
     """
-    adapter = next(adapter for adapter in model.config.adapters if adapter.name == name)
+    adapter = model.adapters[name]
     alpha = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha
     values = {
         "peft_type": "LORA",
@@ -120,5 +132,8 @@ def save_adapter(model: Phi4MMModel, name: str, folder: Path) -> None:
     }
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    tensors = {peft_name(key): part.detach().cpu().contiguous() for key, part in adapter_parts(model, name)}
+    parts = ((lora_name(key), tensor) for key, tensor in model.state_dict().items())
+    tensors = {
+        peft_name(part): tensor.detach().cpu().contiguous() for part, tensor in parts if part and part.adapter == name
+    }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

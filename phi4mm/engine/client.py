@@ -133,9 +133,7 @@ class Client:
         finally:
             self._users.allow(adapter)
 
-    def _enter(
-        self, handle: Handle, request: Request, row: Row, group: Group | None, *, counted: bool = True
-    ) -> None:
+    def _enter(self, handle: Handle, request: Request, row: Row, group: Group | None, *, counted: bool = True) -> None:
         adapters = row.route.adapters
         stops = self._stop_token_ids | set(request.sampling.stop_token_ids)
         for choice, one in enumerate((handle, *handle.alternatives)):

@@ -8,35 +8,34 @@ from torch import Tensor, nn
 from phi4mm.engine.prepack import PrepackedLinear, prepacked, product
 from phi4mm.engine.swap import swap_linears
 from phi4mm.errors import Phi4MMError
-from phi4mm.model.lora import Gate, LoRALinear, adapter_spans
+from phi4mm.model.lora import LoRALinear, RowAdapters
 from phi4mm.model.phi4mm import Phi4MMModel
 
 
 class MergedLinear(nn.Module):
-    """W' = W + (alpha / rank) B A beside the frozen linear. Calls of any other route go to the frozen one.
+    """W' = W + scale * B A beside the frozen linear, for batches whose rows all take that adapter and no other. Any
+    other batch goes to the frozen linear and its adapters.
 
     Args:
         linear: the frozen weight with its adapters; kept, not copied.
-        span: the adapter's ranks.
-        scale: alpha / rank.
+        adapter: the name of the one to merge.
     """
 
-    def __init__(self, linear: LoRALinear, span: slice, scale: float) -> None:
+    def __init__(self, linear: LoRALinear, adapter: str) -> None:
         super().__init__()
         self.linear = linear
-        self.span = span
+        self.adapter = adapter
         weight = linear.plain() if isinstance(linear, PrepackedLinear) else linear.weight
-        update = linear.lora_b[:, span].float() @ linear.lora_a[span].float()
-        merged = (weight.float() + scale * update).to(weight.dtype)
+        merged = (weight.float() + linear.adapter(adapter).delta()).to(weight.dtype)
         self.register_buffer("merged", prepacked(merged) if isinstance(linear, PrepackedLinear) else merged)
 
     merged: Tensor
 
-    def forward(self, hidden: Tensor, gate: Gate | None) -> Tensor:
+    def forward(self, hidden: Tensor, adapters: RowAdapters | None) -> Tensor:
         """[rows, tokens, in_size] -> [rows, tokens, out_size]."""
-        if gate is not None and gate.span == self.span and len(gate.weights) == 1:
+        if adapters is not None and adapters.only == self.adapter:
             return product(hidden, self.merged)
-        return self.linear(hidden, gate)
+        return self.linear(hidden, adapters)
 
 
 @torch.no_grad()
@@ -50,22 +49,21 @@ def merge(model: Phi4MMModel, adapter: str) -> Phi4MMModel:
     Raises:
         Phi4MMError: there is no such adapter, or the linears are quantised.
     """
-    by_name = {config.name: config for config in model.config.adapters}
-    if adapter not in by_name:
-        known = ", ".join(repr(name) for name in by_name) or "none"
+    if adapter not in model.adapters:
+        known = ", ".join(repr(name) for name in model.adapters) or "none"
         raise Phi4MMError(f"merge={adapter!r} is not an adapter of this model, which has {known}; pass one of these")
     unmerge(model)
     kinds = (LoRALinear, PrepackedLinear)
     if not any(type(module) in kinds for module in model.decoder.modules()):
         raise Phi4MMError(f"merge={adapter!r} needs weights that are not quantised; pass quantize=None")
-    span, scale = adapter_spans(model.config.adapters)[adapter], by_name[adapter].scale
 
     def make(_: str, linear: nn.Module) -> nn.Module:
         assert isinstance(linear, LoRALinear)
-        return MergedLinear(linear, span, scale).eval()
+        return MergedLinear(linear, adapter).eval()
 
     for kind in kinds:
         swap_linears(model, kind, make)
+    model.merged = adapter
     return model
 
 
@@ -76,4 +74,5 @@ def unmerge(model: Phi4MMModel) -> Phi4MMModel:
         assert isinstance(merged, MergedLinear)
         return merged.linear
 
+    model.merged = None
     return swap_linears(model, MergedLinear, make)

@@ -50,7 +50,7 @@ class PrepackedLinear(LoRALinear):
 
     def __init__(self, linear: LoRALinear) -> None:
         nn.Module.__init__(self)
-        self.lora_a, self.lora_b = linear.lora_a, linear.lora_b
+        self.in_size, self.out_size, self.lora = linear.in_size, linear.out_size, linear.lora
         self.register_buffer("prepacked", prepacked(linear.weight.detach()))
 
     def frozen(self, hidden: Tensor) -> Tensor:

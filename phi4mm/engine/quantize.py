@@ -28,7 +28,7 @@ class QuantizedLinear(LoRALinear, ABC):
 
     def __init__(self, linear: LoRALinear) -> None:
         nn.Module.__init__(self)
-        self.lora_a, self.lora_b = linear.lora_a, linear.lora_b
+        self.in_size, self.out_size, self.lora = linear.in_size, linear.out_size, linear.lora
 
     def frozen(self, hidden: Tensor) -> Tensor:
         wide = hidden.to(_KERNEL_DTYPE).flatten(0, -2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from phi4mm.model.router import Route
+from phi4mm.types import Route
 
 
 @dataclass(frozen=True)

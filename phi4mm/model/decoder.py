@@ -5,6 +5,7 @@ Phi-4-Mini technical report, section 2.1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phi4mm.model.config import DecoderConfig
-from phi4mm.model.lora import Gate, LoRALinear
+from phi4mm.model.lora import LoRALinear, RowAdapters
 from phi4mm.model.rope import rotary_tables, rotate
 
 
@@ -25,89 +26,114 @@ class CachedAttention(Protocol):
         ...
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 (Zhang & Sennrich 2019)."""
+@dataclass(frozen=True)
+class KeyValueSpec:
+    """What an attention layer keeps of a row: keys and values of its tokens.
 
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
+    Attributes:
+        num_kv_heads: key/value heads.
+        head_size: of each.
+        window: how many tokens back a token sees, itself included; ``None`` for all.
+    """
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        wide = hidden.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(hidden.dtype)
+    num_kv_heads: int
+    head_size: int
+    window: int | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The rows whose hidden states are wanted of a prefill.
+
+    Attributes:
+        rows: their indices, int64 [wanted rows].
+        adapters: of the wanted rows, which count from 0 there.
+    """
+
+    rows: Tensor
+    adapters: RowAdapters | None
 
 
 class Attention(nn.Module):
     """Grouped-query attention; queries, keys and values come from one fused projection."""
 
-    def __init__(self, config: DecoderConfig, layer: int, total_rank: int) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.head_size = config.head_size
-        self.qkv_proj = LoRALinear(config.hidden_size, sum(self.heads) * self.head_size, total_rank)
-        self.o_proj = LoRALinear(config.num_heads * self.head_size, config.hidden_size, total_rank)
+        self.window = config.sliding_window
+        self.qkv_proj = LoRALinear(config.hidden_size, sum(self.heads) * self.head_size)
+        self.o_proj = LoRALinear(config.num_heads * self.head_size, config.hidden_size)
+
+    def cache_spec(self) -> KeyValueSpec:
+        """What this layer keeps of a row."""
+        return KeyValueSpec(self.heads[1], self.head_size, self.window)
 
     def forward(
         self,
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
-        gate: Gate | None,
+        adapters: RowAdapters | None,
         cache: CachedAttention | None,
         mask: Tensor | None,
-        wanted: Tensor | None,
+        wanted: Wanted | None,
     ) -> Tensor:
-        qkv = self.qkv_proj(hidden, gate).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        qkv = self.qkv_proj(hidden, adapters).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         query, key, value = qkv.split(self.heads, dim=1)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         if wanted is not None:
-            query = query[wanted]
+            query, adapters = query[wanted.rows], wanted.adapters
         if cache is not None:
             attended = cache.attend(self.layer, query, key, value)
         else:
             attended = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
             )
-        return self.o_proj(attended.transpose(1, 2).flatten(2), gate)
+        return self.o_proj(attended.transpose(1, 2).flatten(2), adapters)
 
 
 class FeedForward(nn.Module):
     """Gated MLP; the first half of the fused projection is the gate."""
 
-    def __init__(self, config: DecoderConfig, total_rank: int) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.gate_up_proj = LoRALinear(config.hidden_size, 2 * config.intermediate_size, total_rank)
-        self.down_proj = LoRALinear(config.intermediate_size, config.hidden_size, total_rank)
+        self.gate_up_proj = LoRALinear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = LoRALinear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, gate: Gate | None) -> Tensor:
-        gating, value = self.gate_up_proj(hidden, gate).chunk(2, dim=-1)
-        return self.down_proj(value * F.silu(gating), gate)
+    def forward(self, hidden: Tensor, adapters: RowAdapters | None) -> Tensor:
+        gate, value = self.gate_up_proj(hidden, adapters).chunk(2, dim=-1)
+        return self.down_proj(value * F.silu(gate), adapters)
 
 
 class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP."""
 
-    def __init__(self, config: DecoderConfig, layer: int, total_rank: int) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.attention = Attention(config, layer, total_rank)
-        self.post_attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = FeedForward(config, total_rank)
+        self.input_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.post_attention_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def cache_spec(self) -> KeyValueSpec:
+        """What this layer keeps of a row."""
+        return self.attention.cache_spec()
 
     def forward(
         self,
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
-        gate: Gate | None,
+        adapters: RowAdapters | None,
         cache: CachedAttention | None,
         mask: Tensor | None,
-        wanted: Tensor | None = None,
+        wanted: Wanted | None = None,
     ) -> Tensor:
-        attended = self.attention(self.input_norm(hidden), rotary, gate, cache, mask, wanted)
-        hidden = attended + (hidden if wanted is None else hidden[wanted])
-        return hidden + self.mlp(self.post_attention_norm(hidden), gate)
+        attended = self.attention(self.input_norm(hidden), rotary, adapters, cache, mask, wanted)
+        if wanted is not None:
+            hidden, adapters = hidden[wanted.rows], wanted.adapters
+        hidden = attended + hidden
+        return hidden + self.mlp(self.post_attention_norm(hidden), adapters)
 
 
 class Decoder(nn.Module):
@@ -115,27 +141,34 @@ class Decoder(nn.Module):
 
     Args:
         config: sizes.
-        total_rank: the sum of the adapters' ranks that each linear makes room for; 0 for a bare decoder.
     """
 
-    def __init__(self, config: DecoderConfig, total_rank: int = 0) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer, total_rank) for layer in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def cache_specs(self) -> tuple[KeyValueSpec, ...]:
+        """What each layer keeps of a row."""
+        specs = []
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            specs.append(layer.cache_spec())
+        return tuple(specs)
 
     def forward(
         self,
         embeddings: Tensor,
         positions: Tensor,
         long_rows: Tensor,
-        gate: Gate | None = None,
+        adapters: RowAdapters | None = None,
         cache: CachedAttention | None = None,
         frequencies: Tensor | None = None,
-        wanted: Tensor | None = None,
+        wanted: Wanted | None = None,
     ) -> Tensor:
         """Run the decoder.
 
@@ -143,12 +176,12 @@ class Decoder(nn.Module):
             embeddings: [rows, tokens, hidden].
             positions: of each token in its row [rows, tokens].
             long_rows: bool [rows], rows that take the long rope factors.
-            gate: the adapters of each row.
+            adapters: of each row; ``None`` for none at all.
             cache: attends to the earlier tokens of each row; ``None``: these tokens start their rows, and see one
                 another causally.
             frequencies: the rope's ``inverse_frequencies``, where they are kept.
-            wanted: indices of the rows whose hidden states are wanted [wanted rows], all of one adapter: of the others
-                the last layer computes keys and values alone, for the cache. ``None``: all.
+            wanted: the rows whose hidden states are wanted: of the others the last layer computes keys and values
+                alone, for the cache. ``None``: all.
 
         Returns:
             Normed hidden states [rows, tokens, hidden], or [wanted rows, tokens, hidden].
@@ -162,7 +195,7 @@ class Decoder(nn.Module):
         hidden = embeddings
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotary, gate, cache, mask, wanted if index == last else None)
+            hidden = layer(hidden, rotary, adapters, cache, mask, wanted if index == last else None)
         return self.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,94 +1,189 @@
-"""LoRALinear: a frozen weight with every adapter's low-rank update beside it, gated for each row."""
+"""LoRALinear: a frozen weight, the LoRA adapters attached to it, and which rows of a batch take which of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phi4mm.model.config import AdapterConfig
-from phi4mm.model.router import Route
+
+_RESERVED = frozenset(dir(nn.ModuleDict()))  # names that a ModuleDict does not take as keys
 
 
 @dataclass(frozen=True)
-class Gate:
-    """How much each stacked rank counts in each row.
+class AdapterUse:
+    """One adapter of a batch, and the rows that take it.
 
     Attributes:
-        span: the slice of the stacked ranks that any row of the batch uses.
-        weights: alpha / rank of each row's adapter over that adapter's ranks and zero elsewhere, [rows, 1, ranks];
-            [1, 1, 1] where every row has the same adapter.
+        name: of the adapter.
+        rows: ``None`` for every row, a slice of consecutive rows, or their indices, int64 [rows of the adapter].
+        weight: 0 or 1 for each row [rows, 1, 1], which the update is multiplied with: where ``rows`` must not depend on
+            the batch, as in a compiled step, every row is computed, and those without the adapter get zero.
     """
 
-    span: slice
-    weights: Tensor
+    name: str
+    rows: slice | Tensor | None = None
+    weight: Tensor | None = None
 
 
-def adapter_spans(adapters: Sequence[AdapterConfig]) -> dict[str, slice]:
-    """Where each adapter's ranks lie in the stacked matrices."""
-    spans: dict[str, slice] = {}
-    start = 0
-    for adapter in adapters:
-        spans[adapter.name] = slice(start, start + adapter.rank)
-        start += adapter.rank
-    return spans
+@dataclass(frozen=True)
+class RowAdapters:
+    """The adapters that a batch uses. Those of a row are summed in the order of ``uses``."""
+
+    uses: tuple[AdapterUse, ...]
+
+    @property
+    def only(self) -> str | None:
+        """The adapter that every row takes and none beside it, if there is one."""
+        if len(self.uses) != 1 or self.uses[0].rows is not None or self.uses[0].weight is not None:
+            return None
+        return self.uses[0].name
 
 
-def make_gate(
-    adapters: Sequence[AdapterConfig], routes: Sequence[Route], *, device: torch.device, dtype: torch.dtype
-) -> Gate | None:
-    """The gate of a batch, or ``None`` where no row has an adapter (the decoder then runs alone, bit for bit)."""
-    by_name = {adapter.name: adapter for adapter in adapters}
-    spans = adapter_spans(adapters)
-    chosen = [route.adapter for route in routes]
-    used = {name for name in chosen if name is not None}
-    if not used:
-        return None
-    if len(used) == 1 and None not in chosen:
-        only = used.pop()
-        return Gate(spans[only], torch.full((1, 1, 1), by_name[only].scale, device=device, dtype=dtype))
-    first = min(spans[name].start for name in used)
-    last = max(spans[name].stop for name in used)
-    weights = torch.zeros(len(routes), 1, last - first)
-    for row, name in enumerate(chosen):
-        if name is not None:
-            weights[row, 0, spans[name].start - first : spans[name].stop - first] = by_name[name].scale
-    return Gate(slice(first, last), weights.to(device=device, dtype=dtype))
+def row_adapters(
+    names: Sequence[tuple[str, ...]], counts: Sequence[int] | None = None, *, device: torch.device | str
+) -> RowAdapters | None:
+    """Which adapters a batch uses, in which rows.
+
+    They are sorted by name, so that the sum of a row does not depend on what runs beside it.
+
+    Args:
+        names: the adapters of each entry.
+        counts: how many consecutive rows of the batch each entry stands for; one each by default.
+        device: of the row indices.
+
+    Returns:
+        ``None`` where no row has an adapter: the decoder then runs alone, bit for bit.
+    """
+    ends = list(accumulate([1] * len(names) if counts is None else counts))
+    starts = [0, *ends[:-1]]
+    uses = []
+    for name in sorted({name for entry in names for name in entry}):
+        ranges: list[range] = []
+        for entry, start, end in zip(names, starts, ends, strict=True):
+            if name not in entry or start == end:
+                continue
+            if ranges and ranges[-1].stop == start:
+                start = ranges.pop().start
+            ranges.append(range(start, end))
+        if len(ranges) > 1:
+            indices = [row for rows in ranges for row in rows]
+            uses.append(AdapterUse(name, torch.tensor(indices, device=device)))
+        elif ranges:
+            (rows,) = ranges
+            uses.append(AdapterUse(name, None if len(rows) == ends[-1] else slice(rows.start, rows.stop)))
+    return RowAdapters(tuple(uses)) if uses else None
+
+
+def module_key(name: str) -> str:
+    """The key of the adapter ``name`` in a ``ModuleDict``: the name itself, unless torch does not allow it."""
+    return f"%{name}" if name in _RESERVED else name.replace("%", "%25").replace(".", "%2E")
+
+
+def adapter_name(key: str) -> str:
+    """The inverse of ``module_key``."""
+    return key[1:] if key[0] == "%" and key[1:] in _RESERVED else key.replace("%2E", ".").replace("%25", "%")
+
+
+class LoRA(nn.Module):
+    """One adapter of one linear: ``scale * (x A^T) B^T`` (LoRA, Hu et al. 2021).
+
+    In training, dropout is applied to ``x``, as peft does.
+
+    Args:
+        a: [rank, in_size].
+        b: [out_size, rank].
+        scale: LoRA scaling, alpha / rank.
+        dropout: probability.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.a = nn.Parameter(a)
+        self.b = nn.Parameter(b)
+        self.scale = scale
+        self.dropout = dropout
+
+    @classmethod
+    def initial(cls, in_size: int, out_size: int, config: AdapterConfig) -> LoRA:
+        """A as in the paper's code (Kaiming uniform), B zero: a new adapter changes nothing."""
+        lora = cls(torch.empty(config.rank, in_size), torch.zeros(out_size, config.rank), config.scale, config.dropout)
+        nn.init.kaiming_uniform_(lora.a, a=5**0.5)
+        return lora
+
+    def extra_repr(self) -> str:
+        return f"rank={self.a.shape[0]}, scale={self.scale:g}, dropout={self.dropout:g}"
+
+    def forward(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
+        """[rows, tokens, in_size] -> the update [rows, tokens, out_size]; ``weight`` as in ``AdapterUse``."""
+        if self.training and self.dropout:
+            hidden = F.dropout(hidden, self.dropout)
+        low_rank = F.linear(hidden, self.a) * self.scale
+        return F.linear(low_rank if weight is None else low_rank * weight, self.b)
+
+    def delta(self) -> Tensor:
+        """What the adapter adds to the frozen weight: scale * B A, [out_size, in_size] in float32."""
+        return self.scale * (self.b.float() @ self.a.float())
 
 
 class LoRALinear(nn.Module):
-    """``y = W x + ((x A^T) * gate) B^T`` (LoRA, Hu et al. 2021, with the adapters' A and B stacked).
+    """``y = W x + sum over the row's adapters of scale * (x A^T) B^T``.
+
+    A batch costs the adapters that it uses, however many are attached, and each only in the rows that take it.
 
     Args:
         in_size, out_size: of the frozen weight.
-        total_rank: the sum of the adapters' ranks.
     """
 
-    def __init__(self, in_size: int, out_size: int, total_rank: int) -> None:
+    def __init__(self, in_size: int, out_size: int) -> None:
         super().__init__()
+        self.in_size, self.out_size = in_size, out_size
         self.weight = nn.Parameter(torch.empty(out_size, in_size))
-        self.lora_a = nn.Parameter(torch.empty(total_rank, in_size))
-        self.lora_b = nn.Parameter(torch.zeros(out_size, total_rank))
-        self.reset_parameters()
+        nn.init.normal_(self.weight, std=0.02)  # as in GPT-2
+        self.lora = nn.ModuleDict()
 
-    def reset_parameters(self) -> None:
-        """W as in GPT-2 (normal, 0.02), A as in LoRA (Kaiming uniform), B zero: a new adapter changes nothing."""
-        nn.init.normal_(self.weight, std=0.02)
-        if self.lora_a.numel():
-            nn.init.kaiming_uniform_(self.lora_a, a=5**0.5)
-        nn.init.zeros_(self.lora_b)
+    def adapter(self, name: str) -> LoRA:
+        """The adapter ``name`` of this linear."""
+        lora = self.lora[module_key(name)]
+        assert isinstance(lora, LoRA)
+        return lora
+
+    def attach(self, name: str, lora: LoRA) -> None:
+        self.lora[module_key(name)] = lora
+
+    def detach(self, name: str) -> None:
+        del self.lora[module_key(name)]
 
     def frozen(self, hidden: Tensor) -> Tensor:
         """W x: what a row without an adapter gets."""
         return F.linear(hidden, self.weight)
 
-    def forward(self, hidden: Tensor, gate: Gate | None) -> Tensor:
+    def forward(self, hidden: Tensor, adapters: RowAdapters | None) -> Tensor:
         """[rows, tokens, in_size] -> [rows, tokens, out_size]."""
         output = self.frozen(hidden)
-        if gate is None:
+        if adapters is None:
             return output
-        low_rank = F.linear(hidden, self.lora_a[gate.span]) * gate.weights
-        return output + F.linear(low_rank, self.lora_b[:, gate.span])
+        for use in adapters.uses:
+            lora = self.adapter(use.name)
+            # In place, which autograd allows here: the gradient of a product does not need the product.
+            if use.rows is None:
+                output += lora(hidden, use.weight)
+            elif isinstance(use.rows, slice):
+                output[use.rows].add_(lora(hidden[use.rows], use.weight))
+            else:
+                output.index_add_(0, use.rows, lora(hidden[use.rows], use.weight))
+        return output
+
+
+def lora_linears(module: nn.Module) -> dict[str, LoRALinear]:
+    """The ``LoRALinear`` modules in ``module``, by name. What wraps one (engine/merge.py) calls it ``linear``."""
+    return {
+        name.removesuffix(".linear"): linear
+        for name, linear in module.named_modules()
+        if isinstance(linear, LoRALinear)
+    }

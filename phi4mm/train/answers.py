@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.model.lora import row_adapters
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Route
 from phi4mm.train.decoder import IGNORED
 from phi4mm.train.text import SILENCE
+from phi4mm.types import Route
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def answer_loss(model: Phi4MMModel, embeddings: Tensor, answers: Answers, route:
     """Cross-entropy of the answers' tokens, from embeddings [rows, tokens, hidden] of rows with one route."""
     num_rows, num_tokens = answers.token_ids.shape
     positions = torch.arange(num_tokens, device=model.device).expand(num_rows, -1)
-    hidden = model.decoder(
-        embeddings, positions, model.long_rows(answers.lengths), gate=model.gate((route,) * num_rows)
-    )
+    adapters = row_adapters([route.adapters] * num_rows, device=model.device)
+    hidden = model.decoder(embeddings, positions, model.long_rows(answers.lengths), adapters)
     counted = answers.targets != IGNORED
     return F.cross_entropy(model.decoder.logits(hidden[counted]).float(), answers.targets[counted])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from phi4mm.checkpoint import save_checkpoint
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.lora import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.train.files import replaced
 from phi4mm.train.fingerprint import decoder_tensors, fingerprint
@@ -22,53 +20,32 @@ FLOAT8 = torch.float8_e4m3fn
 SHIPPED = ("config.json", "model.safetensors", "tokenizer.json")
 
 
-@dataclass(frozen=True)
-class Part:
-    """What a stage learnt: tensors by their names in the model; of the stacked adapters, ``adapter``'s slice counts."""
-
-    tensors: Mapping[str, Tensor]
-    adapter: str | None = None
-
-
-def assemble(config: Phi4MMConfig, decoder: Mapping[str, Tensor], *parts: Part) -> Phi4MMModel:
-    """A float32 model of the frozen decoder and what was trained; the rest is at its initial values."""
+def assemble(config: Phi4MMConfig, decoder: Mapping[str, Tensor], *parts: Mapping[str, Tensor]) -> Phi4MMModel:
+    """A float32 model of the frozen decoder and what stages learnt; the rest is at its initial values."""
     torch.manual_seed(0)
     model = Phi4MMModel(config)
     missing = model.decoder.load_state_dict(dict(decoder), strict=False).missing_keys
     if any(not is_lora(name) for name in missing):
         raise ValueError(f"the decoder lacks {missing}")
     for part in parts:
-        _put(model, part)
+        unknown = model.load_state_dict(dict(part), strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"the model has no {unknown}")
     return model
 
 
 def learnt(model: Phi4MMModel, prefixes: Sequence[str], adapter: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a ``Part``: those whose names begin with one of ``prefixes``, and the adapter matrices."""
+    """What a stage learnt: the tensors whose names begin with one of ``prefixes``, and those of ``adapter``."""
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if name.startswith(tuple(prefixes)) or (adapter is not None and is_lora(name))
+        if name.startswith(tuple(prefixes)) or (adapter is not None and is_lora(name, adapter))
     }
 
 
 def in_float8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Matrices as 8-bit floating point (3 bits of mantissa, steps of 1/512 below 1/64), vectors as they are."""
     return {name: tensor.to(FLOAT8) if tensor.dim() >= 2 else tensor for name, tensor in tensors.items()}
-
-
-def _put(model: Phi4MMModel, part: Part) -> None:
-    state, spans = model.state_dict(), adapter_spans(model.config.adapters)
-    for name, tensor in part.tensors.items():
-        if name not in state:
-            raise ValueError(f"{name} is not in the model")
-        if not is_lora(name):
-            state[name].copy_(tensor)
-            continue
-        if part.adapter is None:
-            raise ValueError(f"{name} is stacked of all adapters; name the one that was trained")
-        ranks = 0 if name.endswith("lora_a") else 1
-        target, source = (stacked.movedim(ranks, 0)[spans[part.adapter]] for stacked in (state[name], tensor))
-        target.copy_(source)
 
 
 def export(model: Phi4MMModel, tokenizer_file: Path, folder: Path, *, expected_decoder: str) -> None:

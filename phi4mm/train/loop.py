@@ -117,6 +117,8 @@ def train(
                 for optimizer, rates in zip(optimizers, peaks, strict=True):
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * share
+                module.train()
+                torch.manual_seed(step)  # of dropout
                 loss = loss_of(batch, step)
                 loss.backward()
                 nn.utils.clip_grad_norm_(trained.values(), 1.0)
@@ -129,6 +131,7 @@ def train(
                 bar.update()
                 losses.append(loss.item())
                 if step % pace.log_every == 0 or step == pace.steps:
+                    module.eval()
                     with _exchanged(trained, average):
                         figures = {"loss": sum(losses) / len(losses), **watch()}
                     losses.clear()

@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.inputs.tokenizer import Tokenizer
-from phi4mm.model import router
 from phi4mm.model.batch import AudioBatch, Batch
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.model.router import route
 from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns, word_embeddings
 from phi4mm.train.batches import SpeechBatch
 from phi4mm.train.loop import Pace, StageFolder, adamw, half_precision, train
@@ -49,15 +49,11 @@ class SpeechOptions:
 
 
 def unfreeze_speech(model: Phi4MMModel) -> list[nn.Parameter]:
-    """Leave only the adapters' matrices and the speech projector trainable, and return them.
-
-    The adapters are stacked, but a batch of speech rows reads only the speech adapter's slice, so the others' gradient
-    is zero; without weight decay they stay as they are.
-    """
+    """Leave only the speech adapter and the speech projector trainable, and return their parameters."""
     assert model.speech is not None
     model.requires_grad_(False)
-    adapters = [weight for name, weight in model.decoder.named_parameters() if is_lora(name)]
-    parameters = [*adapters, *model.speech.projectors[PROJECTOR].parameters()]
+    adapter = [weight for name, weight in model.decoder.named_parameters() if is_lora(name, "speech")]
+    parameters = [*adapter, *model.speech.projectors[PROJECTOR].parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters
@@ -173,6 +169,6 @@ def ask(
         question, answer = asked or (write_down(random), " ".join(words))
         turns.append(Turn([config.speech.audio_token_id] * config.speech.num_tokens(num_frames), question, answer))
     answers = collate_turns(turns, tokenizer, config.decoder.pad_token_id).to(model.device)
-    route = router.route(Modality.AUDIO, "auto", [adapter.name for adapter in model.config.adapters])
     audios = AudioBatch(speech.features, speech.num_frames, tuple(range(len(turns))))
-    return Batch(answers.token_ids, answers.lengths, (route,) * len(turns), audios=audios), answers
+    routes = (route(Modality.AUDIO, "auto", model.adapters),) * len(turns)
+    return Batch(answers.token_ids, answers.lengths, routes, audios=audios), answers

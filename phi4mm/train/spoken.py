@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phi4mm.inputs.tokenizer import Tokenizer
-from phi4mm.model import router
 from phi4mm.model.batch import AudioBatch, Batch
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.model.router import route
 from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns
 from phi4mm.train.bank import PictureBank, collate_images, vary_images
 from phi4mm.train.batches import SpeechBatch
@@ -133,7 +133,7 @@ def ask_aloud(
     batch = Batch(
         answers.token_ids,
         answers.lengths,
-        (router.route(Modality.IMAGE_AUDIO, "auto", [adapter.name for adapter in config.adapters]),) * len(turns),
+        (route(Modality.IMAGE_AUDIO, "auto", model.adapters),) * len(turns),
         images=collate_images(vary_images(images, generator, jitter)),
         audios=AudioBatch(speech.features, speech.num_frames, tuple(range(len(turns)))),
     )

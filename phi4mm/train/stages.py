@@ -4,10 +4,11 @@ is already there."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 
 import torch
+from torch import Tensor
 
 from phi4mm.api import Phi4MM
 from phi4mm.model.phi4mm import Phi4MMModel
@@ -19,7 +20,7 @@ from phi4mm.train.cuts import cut_words
 from phi4mm.train.data import HELD_OUT_VOICES, read_clips, write_manifest
 from phi4mm.train.decoder import DecoderOptions, train_decoder
 from phi4mm.train.drawing import PRINTED, draw_shape, draw_shapes, draw_text
-from phi4mm.train.export import Part, assemble, export, in_float8, learnt, ship
+from phi4mm.train.export import assemble, export, in_float8, learnt, ship
 from phi4mm.train.files import read_json, read_tensors, write_json, write_tensors
 from phi4mm.train.fingerprint import decoder_tensors, fingerprint
 from phi4mm.train.measure import (
@@ -133,18 +134,10 @@ def trained_tower(recipe: Recipe) -> WordTower:
     return words.requires_grad_(False)
 
 
-def assembled(recipe: Recipe, *parts: Part) -> Phi4MMModel:
+def assembled(recipe: Recipe, *parts: Mapping[str, Tensor]) -> Phi4MMModel:
     """The model with the frozen decoder and the speech tower, and what other stages learnt."""
     tower = {f"speech.tower.{name}": tensor for name, tensor in trained_tower(recipe).tower.state_dict().items()}
-    return assemble(recipe.config, read_tensors(recipe.decoder_file), Part(tower), *parts).to(recipe.device)
-
-
-def speech_part(recipe: Recipe) -> Part:
-    return Part(read_tensors(recipe.speech_file), "speech")
-
-
-def vision_part(recipe: Recipe) -> Part:
-    return Part(read_tensors(recipe.vision_file), "vision")
+    return assemble(recipe.config, read_tensors(recipe.decoder_file), tower, *parts).to(recipe.device)
 
 
 def make_speech(recipe: Recipe) -> None:
@@ -227,7 +220,10 @@ def make_vision(recipe: Recipe) -> None:
 def make_spoken(recipe: Recipe) -> None:
     if recipe.spoken_file.exists():
         return
-    words, model = trained_tower(recipe).to(recipe.device), assembled(recipe, speech_part(recipe), vision_part(recipe))
+    words, model = (
+        trained_tower(recipe).to(recipe.device),
+        assembled(recipe, *map(read_tensors, (recipe.speech_file, recipe.vision_file))),
+    )
     banks = [PictureBank(recipe.pictures(name)) for name in ("easy_vqa", "shape")]
     judged = asked_aloud(recipe.asked_aloud, pictures_held_out(recipe)["easy_vqa"], each=1)
 
@@ -241,7 +237,7 @@ def make_spoken(recipe: Recipe) -> None:
 
 def make_checkpoint(recipe: Recipe) -> None:
     """The checkpoint in the work folder, and a copy where it is shipped from."""
-    model = assembled(recipe, speech_part(recipe), vision_part(recipe), Part(read_tensors(recipe.spoken_file)))
+    model = assembled(recipe, *map(read_tensors, (recipe.speech_file, recipe.vision_file, recipe.spoken_file)))
     frozen = read_json(recipe.work / "decoder.json")["sha256"]
     export(model, recipe.tokenizer_file, recipe.checkpoint, expected_decoder=frozen)
     ship(recipe.checkpoint, recipe.out)

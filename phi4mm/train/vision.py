@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phi4mm.checkpoint.names import is_lora
-from phi4mm.model import router
 from phi4mm.model.batch import ImageBatch
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.model.router import route
 from phi4mm.model.vision import Vision
 from phi4mm.train.answers import Answers, Turn, answer_loss, collate_turns
 from phi4mm.train.bank import PictureBank, StoredImage, collate_images, vary_images
@@ -65,19 +65,15 @@ def train_vision(
     folder: StageFolder,
     watch: Callable[[Phi4MMModel], Mapping[str, float]],
 ) -> None:
-    """Train tower, projector and vision adapter in place.
-
-    The adapters are stacked, but rows of the vision route read only its slice, so the others' gradient is zero; without
-    weight decay they stay as they are.
-    """
+    """Train tower, projector and vision adapter in place."""
     assert model.vision is not None
     model.requires_grad_(False)
     tower = [*model.vision.tower.parameters(), model.vision.row_separator, model.vision.view_separator]
-    adapters = [weight for name, weight in model.decoder.named_parameters() if is_lora(name)]
-    others = [*adapters, *model.vision.projector.parameters()]
+    adapter = [weight for name, weight in model.decoder.named_parameters() if is_lora(name, "vision")]
+    others = [*adapter, *model.vision.projector.parameters()]
     for parameter in (*tower, *others):
         parameter.requires_grad_(True)
-    route = router.route(Modality.IMAGE, "auto", [adapter.name for adapter in model.config.adapters])
+    image_route = route(Modality.IMAGE, "auto", model.adapters)
 
     def rounds(number: int, step: int) -> Iterator[tuple[ImageBatch, Answers]]:
         random = Random(number)
@@ -87,7 +83,7 @@ def train_vision(
     def loss_of(asked: tuple[ImageBatch, Answers], step: int) -> Tensor:
         batch, answers = asked
         with half_precision(model.device), sdpa_kernel(SDPBackend.MATH):
-            return answer_loss(model, _embed(model, batch, answers, options.questions), answers, route)
+            return answer_loss(model, _embed(model, batch, answers, options.questions), answers, image_route)
 
     optimizer = adamw([(tower, options.tower_learning_rate), (others, options.learning_rate)])
     train(model, [optimizer], rounds, loss_of, options.pace, folder, lambda: watch(model))

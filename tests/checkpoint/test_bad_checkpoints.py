@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from phi4mm.checkpoint import load_adapter, load_checkpoint, save_checkpoint
+from phi4mm.checkpoint import load_checkpoint, read_adapter, read_adapter_config, save_checkpoint
 from phi4mm.errors import CheckpointError
 from tests.checkpoint.microsoft import save_as_microsoft
 from tests.reference.transformers_port import Pair, make_pair
@@ -283,11 +282,18 @@ def test_adapter_without_a_tensor(folder: Path) -> None:
     fails(folder, "speech", f"1 missing tensor: {name}")
 
 
-def test_adapter_that_the_model_has_not(pair: Pair, folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="no adapter 'medical', it has 'vision', 'speech'"):
-        load_adapter(pair.ours, "medical", folder / "adapters" / "speech")
-    with pytest.raises(CheckpointError, match=re.escape("r is 5 and lora_alpha 7, expected 3 and 6")):
-        load_adapter(pair.ours, "vision", folder / "adapters" / "speech")
+def test_adapter_of_another_rank_than_the_configuration_says(folder: Path) -> None:
+    change_json(folder / "adapters" / "vision" / "adapter_config.json", lambda values: values.update(r=5, lora_alpha=7))
+    fails(folder, "adapters/vision", "r is 5 and lora_alpha 7, expected 3 and 6")
+
+
+def test_adapter_that_does_not_fit_the_model(pair: Pair, folder: Path) -> None:
+    file = folder / "adapters" / "speech"
+    config = read_adapter_config(file, "mine")
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
+    change_tensors(file, name, lambda tensors: tensors.update({name: torch.zeros(3, 5), "other": torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match=r"1 misshapen tensor: .*found \[3, 5\].*1 unknown tensor: other"):
+        read_adapter(pair.ours, config, file)
 
 
 def test_save_over_something(pair: Pair, folder: Path) -> None:

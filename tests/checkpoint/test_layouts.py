@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import Phi3Config, Phi3ForCausalLM, Phi4MultimodalForCausalLM
 
-from phi4mm.checkpoint import load_adapter, load_checkpoint, save_adapter, save_checkpoint
+from phi4mm.checkpoint import load_checkpoint, read_adapter, read_adapter_config, save_adapter, save_checkpoint
 from phi4mm.checkpoint.configs import read_config
-from phi4mm.checkpoint.names import unused_vision_tensors
-from phi4mm.model.config import Phi4MMConfig
+from phi4mm.checkpoint.names import is_lora, unused_vision_tensors
+from phi4mm.model.config import AdapterConfig, Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from tests.checkpoint.microsoft import microsoft_config, save_as_microsoft
 from tests.reference.transformers_port import (
@@ -67,8 +67,7 @@ def test_saved_and_loaded(
         pair.ours.config.adapters, key=lambda adapter: -adapter.rank
     )
     assert dataclasses.replace(checkpoint.config, adapters=()) == dataclasses.replace(pair.ours.config, adapters=())
-    if layout == "phi4mm":
-        assert_same_weights(checkpoint.model, pair.ours)
+    assert_same_weights(checkpoint.model, pair.ours)
     for adapter in (None, "vision", "speech"):
         batch = random_batch(pair.ours.config, adapter, image=True, audio=True)
         assert relative_error(checkpoint.model(batch), pair.ours(batch)) < 1e-6
@@ -252,13 +251,28 @@ def test_phi3_layout(tmp_path: Path, variant: str, old_style: bool) -> None:
 def test_one_adapter_saved_and_loaded(pair: Pair, tmp_path: Path) -> None:
     save_adapter(pair.ours, "speech", tmp_path / "speech")
     model = make_pair(seed=5).ours
-    other = make_pair(seed=5).ours
-    load_adapter(model, "speech", tmp_path / "speech")
-    name = "decoder.layers.1.mlp.down_proj.lora_a"
-    vision_rank = 3
-    loaded, ours, kept = (each.state_dict()[name] for each in (model, pair.ours, other))
-    assert torch.equal(loaded[vision_rank:], ours[vision_rank:])
-    assert torch.equal(loaded[:vision_rank], kept[:vision_rank])
+    config = read_adapter_config(tmp_path / "speech", "mine")
+    speech = pair.ours.adapters["speech"]
+    assert config == dataclasses.replace(speech, name="mine")
+    model.add_adapter(config, read_adapter(model, config, tmp_path / "speech"))
+    for name, tensor in pair.ours.state_dict().items():
+        if is_lora(name, "speech"):
+            assert torch.equal(model.state_dict()[name.replace(".speech.", ".mine.")], tensor)
+
+
+@pytest.mark.parametrize("layout", ["phi4mm", "transformers"])
+@pytest.mark.parametrize("name", ["my.accent", "../100 %", "org/accent"])
+def test_adapters_of_a_running_model_are_saved(
+    tmp_path: Path, tokenizer: Path, layout: Literal["phi4mm", "transformers"], name: str
+) -> None:
+    model = make_pair(seed=5).ours
+    model.remove_adapter("vision")
+    model.add_adapter(AdapterConfig(name, rank=2, alpha=3.0, dropout=0.1))
+    folder = save_checkpoint(model, tmp_path / "saved", tokenizer_file=tokenizer, layout=layout)
+    assert {path.name for path in tmp_path.iterdir()} == {"saved", tokenizer.name}
+    loaded = load_checkpoint(folder).model
+    assert loaded.adapters == model.adapters
+    assert_same_weights(loaded, model)
 
 
 def test_full_size_parameter_count() -> None:

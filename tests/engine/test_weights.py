@@ -8,20 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from phi4mm import Phi4MM, Phi4MMError
+from phi4mm import AdapterError, Phi4MM, Phi4MMError
 from phi4mm.engine.merge import MergedLinear, merge, unmerge
 from phi4mm.engine.prepack import PrepackedLinear, can_prepack, prepack_decoder
 from phi4mm.engine.quantize import Int4Linear, Int8Linear, QuantizedLinear, quantize_decoder
+from phi4mm.model.config import AdapterConfig
 from phi4mm.model.decoder import Decoder
-from phi4mm.model.lora import LoRALinear, make_gate
+from phi4mm.model.lora import LoRA, LoRALinear, lora_linears, row_adapters
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Route
 from tests.conftest import TINY, randomise
 from tests.test_api import REQUESTS
 
 CAN_PREPACK = can_prepack(torch.device("cpu"), torch.bfloat16)
 needs_prepacking = pytest.mark.skipif(not CAN_PREPACK, reason="oneDNN has no bfloat16 kernels for this processor")
-ROUTES = [(None, None), ("speech", "speech"), ("vision", "vision"), ("speech", None), ("vision", "speech")]
+SPEECH, VISION, BOTH = ("speech",), ("vision",), ("speech", "vision")
+ROWS = [((), ()), (SPEECH, SPEECH), (VISION, VISION), (SPEECH, ()), (VISION, SPEECH), (BOTH, BOTH), (BOTH, SPEECH)]
 
 
 def make_model() -> Phi4MMModel:
@@ -31,22 +32,21 @@ def make_model() -> Phi4MMModel:
 
 
 @torch.no_grad()
-def hidden_states(model: Phi4MMModel, names: tuple[str | None, ...]) -> torch.Tensor:
+def hidden_states(model: Phi4MMModel, names: tuple[tuple[str, ...], ...]) -> torch.Tensor:
     embeddings = torch.randn(len(names), 9, TINY.decoder.hidden_size, generator=torch.manual_seed(0))
     positions = torch.arange(9).expand(len(names), -1)
     long_rows = torch.zeros(len(names), dtype=torch.bool)
-    gate = model.gate(tuple(Route(name) for name in names))
-    result: torch.Tensor = model.decoder(embeddings, positions, long_rows, gate=gate)
+    result: torch.Tensor = model.decoder(embeddings, positions, long_rows, row_adapters(names, device="cpu"))
     return result
 
 
-@pytest.mark.parametrize("names", ROUTES)
-def test_merged_rows_equal_those_with_the_adapter(names: tuple[str | None, ...]) -> None:
+@pytest.mark.parametrize("names", ROWS)
+def test_merged_rows_equal_those_with_the_adapter(names: tuple[tuple[str, ...], ...]) -> None:
     model = make_model()
     expected = hidden_states(model, names)
     merged = hidden_states(merge(model, "speech"), names)
     assert (merged - expected).norm() / expected.norm() < 1e-5
-    if names != ("speech", "speech"):
+    if names != (SPEECH, SPEECH):
         assert torch.equal(merged, expected)
 
 
@@ -71,8 +71,22 @@ def test_a_merged_run_says_the_same(tokenizer_file: Path) -> None:
     assert model.chat_batch(REQUESTS) == expected
 
 
+def test_a_merged_adapter_is_not_removed() -> None:
+    model = merge(make_model(), "speech")
+    with pytest.raises(AdapterError, match="'speech' is merged into the weights; unmerge it first"):
+        model.remove_adapter("speech")
+    model.add_adapter(AdapterConfig("mine", rank=2, alpha=2.0))
+    mine = [linear.adapter("mine") for linear in lora_linears(model.decoder).values()]
+    assert len(mine) == 4 * TINY.decoder.num_layers
+    model.remove_adapter("vision")
+    unmerge(model).remove_adapter("speech")
+    assert tuple(model.adapters) == ("mine",)
+
+
 def make_linear(in_size: int = 192, out_size: int = 96) -> LoRALinear:
-    linear = LoRALinear(in_size, out_size, sum(adapter.rank for adapter in TINY.adapters))
+    linear = LoRALinear(in_size, out_size)
+    for config in TINY.adapters:
+        linear.attach(config.name, LoRA.initial(in_size, out_size, config))
     randomise(linear, seed=5)
     return linear.requires_grad_(False)
 
@@ -88,9 +102,9 @@ def test_kernels_agree_with_dequantized_weights(kind: str, num_tokens: int) -> N
     hidden = torch.randn(num_tokens, 1, 192)
     expected = hidden.bfloat16().float() @ weight.T
     assert (quantized(hidden, None) - expected).norm() / expected.norm() < 4e-3
-    gate = make_gate(TINY.adapters, [Route("speech")] * num_tokens, device=hidden.device, dtype=hidden.dtype)
-    update = linear(hidden, gate) - linear(hidden, None)
-    assert torch.allclose(quantized(hidden, gate) - quantized(hidden, None), update, atol=1e-4)
+    adapters = row_adapters([SPEECH] * num_tokens, device="cpu")
+    update = linear(hidden, adapters) - linear(hidden, None)
+    assert torch.allclose(quantized(hidden, adapters) - quantized(hidden, None), update, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
@@ -127,27 +141,25 @@ def test_prepacked_weights_compute_the_same_bits() -> None:
     embeddings = torch.randn(2, 9, TINY.decoder.hidden_size, generator=torch.manual_seed(0)).bfloat16()
     positions, short = torch.arange(9).expand(2, -1), torch.zeros(2, dtype=torch.bool)
 
-    def hidden(*names: str | None) -> torch.Tensor:
+    def hidden(*names: tuple[str, ...]) -> torch.Tensor:
         with torch.no_grad():
-            result: torch.Tensor = model.decoder(
-                embeddings, positions, short, gate=model.gate(tuple(Route(name) for name in names))
-            )
+            result: torch.Tensor = model.decoder(embeddings, positions, short, row_adapters(names, device="cpu"))
         return result
 
     weights = [module.weight for module in model.decoder.modules() if type(module) is LoRALinear]
-    before = hidden("speech", None)
+    before = hidden(SPEECH, ())
     merge(model, "speech")
-    merged = hidden("speech", "speech")
+    merged = hidden(SPEECH, SPEECH)
     unmerge(model)
     prepack_decoder(model)
     linears = [module for module in model.decoder.modules() if isinstance(module, PrepackedLinear)]
     assert len(linears) == len(weights) > 0
     assert all(torch.equal(linear.plain(), weight) for linear, weight in zip(linears, weights, strict=True))
-    assert torch.equal(hidden("speech", None), before)
+    assert torch.equal(hidden(SPEECH, ()), before)
     merge(model, "speech")
-    assert torch.equal(hidden("speech", "speech"), merged)
+    assert torch.equal(hidden(SPEECH, SPEECH), merged)
     unmerge(model)
-    assert torch.equal(hidden("speech", None), before)
+    assert torch.equal(hidden(SPEECH, ()), before)
 
 
 def test_what_cannot_be_done_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.crops import patch_masks
-from phi4mm.types import Route
+from phi4mm.model.lora import row_adapters
 from tests.reference.transformers_port import (
     Pair,
     make_pair,
@@ -127,7 +127,7 @@ def check_decoder(pair: Pair, num_tokens: int, adapter: str | None) -> None:
         decoder.embed_tokens(token_ids),
         torch.arange(num_tokens).expand(2, -1),
         pair.ours.long_rows(torch.full((2,), num_tokens)),
-        gate=pair.ours.gate((Route((adapter,) if adapter else ()),) * 2),
+        row_adapters([(adapter,) if adapter else ()] * 2, device="cpu"),
     )
     with pair.adapter(adapter) as port:
         theirs = port(input_ids=token_ids, use_cache=False).logits

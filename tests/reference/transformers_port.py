@@ -16,12 +16,11 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 
-from phi4mm.checkpoint.names import is_lora, peft_name, stored_name
+from phi4mm.checkpoint.names import lora_name, peft_name, stored_name
 from phi4mm.model.batch import AudioBatch, Batch, ImageBatch
 from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
-from phi4mm.model.lora import adapter_spans
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Route
+from phi4mm.types import Route
 
 TARGET_MODULES = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
 
@@ -213,15 +212,13 @@ def make_pair(config: Phi4MMConfig | None = None, seed: int = 0) -> Pair:
     adapter_states = {
         adapter.name: get_peft_model_state_dict(peft_model, adapter_name=adapter.name) for adapter in config.adapters
     }
-    spans = adapter_spans(config.adapters)
     ours = Phi4MMModel(config).eval().requires_grad_(False)
     for name, tensor in ours.state_dict().items():
-        if is_lora(name):
-            for adapter, span in spans.items():
-                part = tensor[span] if name.endswith("lora_a") else tensor[:, span]
-                part.copy_(adapter_states[adapter][peft_name(name)])
-        else:
+        parts = lora_name(name)
+        if parts is None:
             tensor.copy_(state[stored_name(name, "transformers")].reshape(tensor.shape))
+        else:
+            tensor.copy_(adapter_states[parts.adapter][peft_name(parts)])
     return Pair(ours, peft_model)
 
 
