@@ -199,6 +199,8 @@ def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.P
     while True:
         try:
             packet = next(packets, None)
+        except IndexError:  # of PyAV, at the end of a file in which a stream began on the way; ours has been flushed
+            return
         except av.FFmpegError as error:
             raise AudioError(
                 f"{name}: is damaged or truncated ({error.strerror}), expected a whole file; copy or download it again"

@@ -225,3 +225,9 @@ def test_a_file_that_fails_on_the_way() -> None:
 
     with pytest.raises(AudioError, match=r"^audio: .*the disk is gone"):
         load_audio(Failing(written("WAV", "PCM_16")))
+
+
+def test_a_track_that_begins_on_the_way() -> None:
+    other = encode("mpegts", "aac", mpegts_start_pid="500", mpegts_service_id="7", mpegts_pmt_start_pid="600")
+    waveform = load_audio(FILES["mpeg transport stream"] * 30 + other)
+    assert waveform.duration == pytest.approx(30 * SECONDS, rel=0.1)
