@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     failures: list[Exception] = []
     interrupted = False
-    with Progress([item.path for item in inputs], quiet=options.quiet) as progress:
+    paths = [item.path for item in inputs]
+    with Progress(paths, each_channel=options.channel == "each", quiet=options.quiet) as progress:
         try:
             jobs = _jobs(model, inputs, options, speech, failures)
             if options.stream:

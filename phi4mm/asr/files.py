@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from phi4mm.inputs.ffmpeg import SUFFIXES as FFMPEG_SUFFIXES
-
 STANDARD_INPUT = "-"
 # What is taken from a folder; a file that is named itself may be called anything.
-SUFFIXES = FFMPEG_SUFFIXES | {
-    *(".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".w64"),
-    *(".wav", ".wave"),
+SUFFIXES = {
+    *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi", ".caf", ".flac", ".flv"),
+    *(".m2ts", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".mts", ".oga"),
+    *(".ogg", ".ogv", ".opus", ".rf64", ".snd", ".sph", ".spx", ".ts", ".w64", ".wav", ".wave", ".weba", ".webm"),
+    *(".wma", ".wmv", ".wv"),
 }
 
 

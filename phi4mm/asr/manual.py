@@ -17,7 +17,7 @@ _HEAD = """\
     python -m phi4mm.asr talk.wav interview.mp3                  # one line a file
     python -m phi4mm.asr --format srt talk.wav > talk.srt        # subtitles
     python -m phi4mm.asr --format all --output-dir out --recursive --skip-existing recordings
-    ffmpeg -i talk.mp4 -f wav - | python -m phi4mm.asr -         # standard input
+    curl -s https://example.org/talk.mp3 | python -m phi4mm.asr - # standard input
     python -m phi4mm.asr --to German talk.wav
 
 {epilog}
@@ -26,8 +26,8 @@ _HEAD = """\
 _TAIL = """\
 ## How it works
 
-1. The file is read, mixed down and resampled block by block (libsndfile, soxr; ffmpeg where needed): memory does not
-   grow with its length.
+1. The file is read, mixed down and resampled block by block (PyAV, which brings FFmpeg's libraries; soxr): memory
+   does not grow with its length.
 2. [Silero VAD](https://github.com/snakers4/silero-vad) finds speech. A pause of `--min-silence` ends a piece; a piece
    that would grow beyond `--max-piece` is cut in the middle of the longest pause in its second half, or where it is
    quietest if there is none. A piece keeps up to 0.4 s of what is around its speech. What is steady (its level varies

@@ -28,8 +28,8 @@ def make_parser() -> argparse.ArgumentParser:
         "files",
         nargs="*",
         metavar="FILE",
-        help="a file (wav, flac, ogg, opus, mp3; with ffmpeg also video and m4a), a folder, a quoted glob, or - for "
-        "standard input",
+        help="an audio or video file (wav, flac, mp3, ogg, opus, m4a, mp4, mkv, webm ...), a folder, a quoted glob, "
+        "or - for standard input",
     )
     _add_input(parser)
     add_model_options(parser)

@@ -7,17 +7,24 @@ import sys
 from collections.abc import Sequence
 from types import TracebackType
 
-import soundfile
 from tqdm import tqdm
+
+from phi4mm.errors import AudioError
 
 
 class Progress:
-    """A line on standard error; nothing where that is not a terminal, or ``quiet``."""
+    """A line on standard error; nothing where that is not a terminal, or ``quiet``.
 
-    def __init__(self, paths: Sequence[str], *, quiet: bool) -> None:
+    Args:
+        paths: the files to be transcribed.
+        each_channel: whether each of a file's channels is transcribed on its own, so that its seconds count for each.
+        quiet: show nothing.
+    """
+
+    def __init__(self, paths: Sequence[str], *, each_channel: bool, quiet: bool) -> None:
         shown = sys.stderr.isatty() and not quiet
         self._bar = tqdm(
-            total=round(sum(map(_seconds, paths))) or None if shown else None,
+            total=round(sum(seconds(path, each_channel=each_channel) for path in paths)) or None if shown else None,
             unit="s",
             disable=not shown,
             dynamic_ncols=True,
@@ -44,11 +51,14 @@ class Progress:
             print(text, flush=True)
 
 
-def _seconds(path: str) -> float:
-    """A file's length by its header; 0 where that says nothing, or reading it would use it up."""
+def seconds(path: str, *, each_channel: bool) -> float:
+    """How long the transcribed audio of a file is by its header; 0 where that says nothing, or reading uses it up."""
+    from phi4mm.inputs.audio import num_channels
+    from phi4mm.inputs.audio_file import audio_seconds
+
     if not os.path.isfile(path):
         return 0.0
     try:
-        return float(soundfile.info(path).duration)
-    except (soundfile.LibsndfileError, OSError, TypeError):
+        return (audio_seconds(path) or 0.0) * (num_channels(path) if each_channel else 1)
+    except AudioError:  # which the transcription reports
         return 0.0

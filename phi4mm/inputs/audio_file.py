@@ -107,7 +107,7 @@ def _opened(source: Any, name: str) -> Iterator[BinaryIO]:
 
 def _at_start(source: Any) -> bool:
     """Whether a source is a file that can be read in place."""
-    return hasattr(source, "seek") and hasattr(source, "tell") and source.seekable() and source.tell() == 0
+    return hasattr(source, "seekable") and source.seekable() and source.tell() == 0
 
 
 class _Unnamed:
@@ -133,11 +133,14 @@ def _container(file: BinaryIO, name: str) -> Iterator[av.container.InputContaine
     try:
         container = av.open(
             _Unnamed(file),
+            "r",
             options={"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_size": "65536"},
             io_open=_refused,
             metadata_errors="replace",
             buffer_size=1 << 17,
         )
+    except av.ArgumentError as error:  # a demuxer that is not in the list
+        raise _not_audio(name, "a playlist or another format that is not read", start) from error
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _not_audio(name, getattr(error, "strerror", None) or str(error), start) from error
     with container:
@@ -166,13 +169,13 @@ def _frames(container: av.container.InputContainer, name: str) -> Iterator[av.Au
             continue
         if frames and broken and kind not in RESYNCHRONISED:
             raise AudioError(
-                f"{name}: is damaged or truncated ({broken} at {end:.2f} s), expected a whole file; copy or download it "
-                "again"
+                f"{name}: is damaged or truncated ({broken} at {end:.2f} s), expected a whole file; copy or download "
+                "it again"
             )
         for frame in frames:
             _check_format(0, frame.layout.nb_channels, frame.sample_rate, name)
             seconds += frame.samples / frame.sample_rate
-            end = max(seconds, frame.samples / frame.sample_rate + (frame.time or 0.0))
+            end = max(seconds, (frame.time or 0.0) + frame.samples / frame.sample_rate)
             if seconds > MAX_SECONDS:
                 raise _too_long(name)
             yield frame
@@ -185,10 +188,10 @@ def _frames(container: av.container.InputContainer, name: str) -> Iterator[av.Au
             f"{name}: is truncated: its last packet is cut, after {found:.6g} s; copy or download it again"
         )
     if broken and not seconds:
-        raise _not_audio(name, f"{stream.codec_context.name}: {broken}", None)
+        raise _not_audio(name, f"{stream.codec_context.name}: {broken}")
 
 
-def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.Packet]:
+def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.Packet[av.AudioStream]]:
     """The encoded packets of the first sound track; the last is empty and flushes the decoder."""
     import av
 
@@ -196,6 +199,8 @@ def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.P
     while True:
         try:
             packet = next(packets, None)
+        except IndexError:  # of PyAV, at the end of a file in which a stream began on the way; ours has been flushed
+            return
         except av.FFmpegError as error:
             raise AudioError(
                 f"{name}: is damaged or truncated ({error.strerror}), expected a whole file; copy or download it again"
@@ -207,7 +212,7 @@ def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.P
         yield packet
 
 
-def _promised_seconds(container: av.container.InputContainer, first: av.Packet) -> float | None:
+def _promised_seconds(container: av.container.InputContainer, first: av.Packet[av.AudioStream]) -> float | None:
     """How long a file says that its sound is; ``None`` where it does not say."""
     stream, kind = container.streams.audio[0], container.format.name
     if kind == "matroska,webm":
@@ -229,21 +234,27 @@ def _promised_seconds(container: av.container.InputContainer, first: av.Packet) 
 
 
 def _joined(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[np.ndarray, int]]:
-    """Frames joined to blocks of float32 samples [n, channels] and their rate in Hz, a block at every change of form."""
-    parts: list[np.ndarray] = []
-    size, form = 0, (0, 0, "")
+    """Frames joined to blocks: float32 samples [n, channels] and their rate in Hz. Each block has one form."""
+    import av
+
+    fifo, before = av.AudioFifo(), ("", 0, "")
     for frame in frames:
-        channels = frame.layout.nb_channels
-        now = (frame.sample_rate, channels, frame.format.name)
-        if parts and (now != form or size >= BLOCK_SAMPLES):
-            yield _to_floats(np.concatenate(parts)), form[0]
-            parts, size = [], 0
-        form = now
-        samples = frame.to_ndarray()  # planar: [channels, n], packed: [1, n * channels]
-        parts.append(samples.T if frame.format.is_planar else samples.reshape(-1, channels))
-        size += samples.size
-    if parts:
-        yield _to_floats(np.concatenate(parts)), form[0]
+        form = (frame.layout.name, frame.sample_rate, frame.format.name)
+        if fifo.samples and (form != before or fifo.samples * frame.layout.nb_channels >= BLOCK_SAMPLES):
+            yield _block(fifo.read())
+        if form != before:
+            fifo, before = av.AudioFifo(), form
+        frame.pts = None  # the queue would refuse frames with a gap between them
+        fifo.write(frame)
+    if fifo.samples:
+        yield _block(fifo.read())
+
+
+def _block(frame: av.AudioFrame | None) -> tuple[np.ndarray, int]:
+    assert frame is not None  # the queue was not empty
+    samples = frame.to_ndarray()  # planar: [channels, n], packed: [1, n * channels]
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
+    return _to_floats(samples), frame.sample_rate
 
 
 def _to_floats(samples: np.ndarray) -> np.ndarray:
@@ -322,11 +333,11 @@ def _too_long(name: str) -> AudioError:
     return AudioError(f"{name}: is longer than {MAX_SECONDS // 3600} hours; cut it into shorter files")
 
 
-def _not_audio(name: str, reason: str, start: bytes | None) -> AudioError:
-    told = reason if start is None else f"{reason}; it starts with {start!r}"
+def _not_audio(name: str, reason: str, start: bytes = b"") -> AudioError:
+    reason += f"; it starts with {start!r}" if start else ""
     return AudioError(
-        f"{name}: is not audio that can be read ({told}), expected a whole file with sound: wav, flac, ogg, opus, mp3, "
-        "m4a, mp4, mkv, webm or the like; convert it (ffmpeg) or download it again"
+        f"{name}: is not audio that can be read ({reason}), expected a whole file with sound: wav, flac, ogg, opus, "
+        "mp3, m4a, mp4, mkv, webm or the like; convert it (ffmpeg) or download it again"
     )
 
 
