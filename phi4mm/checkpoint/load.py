@@ -54,7 +54,7 @@ def load_checkpoint(
     source: str | os.PathLike[str] | None = None,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Callable[[torch.dtype, int], torch.dtype] | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
     """Load a model and find its tokenizer.
@@ -65,7 +65,8 @@ def load_checkpoint(
     Args:
         source: a folder, a hub id, or ``None`` for the bundled checkpoint.
         device: where the model shall be.
-        dtype: of all weights; ``None`` for that of the checkpoint's token embedding.
+        dtype: of all weights; ``None`` for that of the checkpoint's token embedding; or a function that chooses it, of
+            that type and the number of weights.
         revision: branch, tag or commit of a hub id.
 
     Raises:
@@ -82,7 +83,11 @@ def load_checkpoint(
     adapters = {name: open_adapter(folder) for name, folder in folders.items()}
     _check(model, layout, weights, adapters)
 
-    dtype = dtype or weights.dtype(stored_name("decoder.embed_tokens.weight", layout))
+    stored = weights.dtype(stored_name("decoder.embed_tokens.weight", layout))
+    if dtype is None:
+        dtype = stored
+    elif not isinstance(dtype, torch.dtype):
+        dtype = dtype(stored, sum(tensor.numel() for tensor in model.state_dict().values()))
     state = {
         name: _lora(name, tensor, config, layout, weights, adapters, device, dtype)
         if is_lora(name)
