@@ -38,10 +38,8 @@ def default_threads(root: Path = _ROOT) -> int:
     Args:
         root: of the file system that describes the machine.
     """
-    quotas = [text.split() for text in _in_groups(root, "cpu", "cpu.max")]
-    quotas += zip(
-        _in_groups(root, "cpu", "cpu.cfs_quota_us"), _in_groups(root, "cpu", "cpu.cfs_period_us"), strict=True
-    )
+    quotas = [text.split() for (text,) in _in_groups(root, "cpu", "cpu.max")]
+    quotas += _in_groups(root, "cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")
     shares = [int(quota) / int(period) for quota, period in quotas if quota != "max" and int(quota) > 0]
     return max(1, int(min([_cores(), *shares])))
 
@@ -59,14 +57,13 @@ def free_memory(root: Path = _ROOT) -> int:
         free.append(int(values["MemAvailable"].split()[0]) * 1024)
     else:
         free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    version_2 = ("memory.max", "memory.current", "memory.stat")
-    version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
-    for names in (version_2, version_1):
-        for limit, used, stat in zip(*(_in_groups(root, "memory", name) for name in names), strict=False):
-            if limit != "max":
-                counters = dict(line.split() for line in stat.splitlines())
-                cached = counters.get("total_inactive_file", counters.get("inactive_file", "0"))
-                free.append(int(limit) - int(used) + int(cached))
+    groups = _in_groups(root, "memory", "memory.max", "memory.current", "memory.stat")
+    groups += _in_groups(root, "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    for limit, used, stat in groups:
+        if limit != "max":
+            counters = dict(line.split() for line in stat.splitlines())
+            cached = counters.get("total_inactive_file") or counters.get("inactive_file") or "0"
+            free.append(int(limit) - int(used) + int(cached))
     return max(0, min(free))
 
 
@@ -82,15 +79,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _in_groups(root: Path, controller: str, name: str) -> list[str]:
-    """The file of this process's control group and of each that holds it, where it is there; version 1 and 2."""
+def _in_groups(root: Path, controller: str, *names: str) -> list[list[str]]:
+    """These files of this process's control group, and of each that holds it, where all of them are; version 1 or 2."""
     membership = root / "proc/self/cgroup"
-    found = []
+    folders: list[Path] = []
     for line in membership.read_text().splitlines() if membership.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers == "" or controller in controllers.split(","):
             mount = root / "sys/fs/cgroup" / (controller if controllers else "")
-            # In a container the path may be that of the host; the mount is then the container's group.
+            # In a container the path may be that of the host; the mount is then the container's own group.
             group = PurePosixPath(path.lstrip("/"))
-            found += [mount / folder / name for folder in (group, *group.parents)]
-    return [file.read_text().strip() for file in dict.fromkeys(found) if file.is_file()]
+            folders += [mount / folder for folder in (group, *group.parents)]
+    groups = [[folder / name for name in names] for folder in dict.fromkeys(folders)]
+    return [[file.read_text().strip() for file in files] for files in groups if all(file.is_file() for file in files)]

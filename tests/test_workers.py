@@ -50,7 +50,10 @@ def test_results_are_those_of_the_model_in_the_order_of_the_inputs(workers: Work
     model = Phi4MM.from_pretrained(device="cpu")
     assert workers.transcribe_batch(CLIPS) == model.transcribe_batch(CLIPS)
     picture = SAMPLES / "shape.png"
-    requests = [Request("what comes after three?"), {"text": "what shape is in the image?", "images": [picture]}]
+    requests: list[Request | dict[str, Any]] = [
+        Request("what comes after three?"),
+        {"text": "what shape is in the image?", "images": [picture]},
+    ]
     assert [reply.text for reply in workers.chat_batch(requests)] == [
         reply.text for reply in model.chat_batch(requests)
     ]
