@@ -19,6 +19,7 @@ from eval_asr.results import SetName, locked
 from eval_asr.run import RunOptions, check_distinct, run_set
 from eval_asr.sources import open_source
 from eval_asr.suites import SUITES, suite
+from phi4mm.cli import prepare_environment
 from phi4mm.cli import report as report_error
 from phi4mm.errors import Phi4MMError
 
@@ -197,6 +198,7 @@ def _rules(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    prepare_environment()
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.command == "run" and not (options.data or options.suite):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from phi4mm.cli import add_model_options, load_model, report
+from phi4mm.cli import add_model_options, load_model, prepare_environment, report
 from phi4mm.errors import Phi4MMError
 
 PROGRAM = "phi4mm"
@@ -33,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    prepare_environment()
     parser = make_parser()
     options = parser.parse_args(arguments)
     if not (options.question or options.image or options.audio):

@@ -1,22 +1,37 @@
-"""Batches shared out to processes: the same results in the same order, and errors that cost only themselves."""
+"""Batches shared out to processes: each call gets its own rows in their order, and errors cost only themselves."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi4mm import BatchError, CheckpointError, Phi4MM, Phi4MMError, PromptError, Request, Workers
+from phi4mm import BatchError, CheckpointError, ClosedError, Phi4MM, Phi4MMError, PromptError, Request, Workers
 from phi4mm.workers import MOST_AT_ONCE, equal_parts
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
 CLIPS = sorted(SAMPLES.glob("*.flac"))
+
+
+class ReadableHereOnly:
+    """An input that can be pickled, but not read by a process that lacks the attribute."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.listdir, ("/absent folder",)
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +40,20 @@ def workers() -> Iterator[Workers]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """What the model itself transcribes of each clip."""
+    return [transcript.text for transcript in Phi4MM.from_pretrained(device="cpu").transcribe_batch(CLIPS)]
+
+
 def test_results_are_those_of_the_model_in_the_order_of_the_inputs(workers: Workers) -> None:
     model = Phi4MM.from_pretrained(device="cpu")
     assert workers.transcribe_batch(CLIPS) == model.transcribe_batch(CLIPS)
     picture = SAMPLES / "shape.png"
-    requests = [Request("what comes after three?"), {"text": "what shape is in the image?", "images": [picture]}]
+    requests: list[Request | dict[str, Any]] = [
+        Request("what comes after three?"),
+        {"text": "what shape is in the image?", "images": [picture]},
+    ]
     assert [reply.text for reply in workers.chat_batch(requests)] == [
         reply.text for reply in model.chat_batch(requests)
     ]
@@ -40,6 +64,31 @@ def test_samples_and_bytes_are_handed_over(workers: Workers) -> None:
     from_samples, from_bytes, from_path = workers.transcribe_batch([(samples, rate), CLIPS[0].read_bytes(), CLIPS[0]])
     assert from_samples == from_bytes == from_path
     assert workers.transcribe_batch([]) == []
+
+
+def test_calls_from_several_threads_get_their_own_rows(workers: Workers, texts: list[str]) -> None:
+    def transcribe(caller: int) -> list[list[str]]:
+        clips = [CLIPS[caller % len(CLIPS)], CLIPS[(caller + 1) % len(CLIPS)]]
+        return [[transcript.text for transcript in workers.transcribe_batch(clips)] for _ in range(3)]
+
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(transcribe, range(4)))
+    expected = [[texts[caller % len(texts)], texts[(caller + 1) % len(texts)]] for caller in range(4)]
+    assert found == [[rows] * 3 for rows in expected]
+
+
+def test_a_bad_call_beside_a_good_one_fails_alone(workers: Workers, texts: list[str]) -> None:
+    with ThreadPoolExecutor(3) as callers:
+        good = callers.submit(workers.transcribe_batch, CLIPS)
+        bad_option = callers.submit(workers.transcribe_batch, CLIPS, batch_size=0)
+        bad_clip = callers.submit(workers.transcribe_batch, [CLIPS[0], b"<html>"])
+        assert [transcript.text for transcript in good.result()] == texts
+        with pytest.raises(PromptError, match="batch_size is 0"):
+            bad_option.result()
+        with pytest.raises(BatchError) as caught:
+            bad_clip.result()
+    assert sorted(caught.value.errors) == [1]
+    assert caught.value.results[0].text == texts[0]
 
 
 def test_a_bad_input_costs_only_itself(workers: Workers) -> None:
@@ -53,36 +102,88 @@ def test_a_bad_input_costs_only_itself(workers: Workers) -> None:
 def test_a_bad_option_is_one_error_and_the_workers_go_on(workers: Workers) -> None:
     with pytest.raises(PromptError, match="batch_size is 0"):
         workers.transcribe_batch(CLIPS, batch_size=0)
+    with pytest.raises(TypeError, match="colour"):
+        workers.transcribe_batch(CLIPS, colour="blue")
+    with pytest.raises(Phi4MMError, match="cannot be handed to another process"):
+        workers.transcribe_batch(CLIPS, prompt=lambda: "What?")
     assert workers.transcribe_batch(CLIPS[:1])[0].text
 
 
-def test_what_cannot_be_handed_over_costs_only_itself(workers: Workers) -> None:
+def test_what_cannot_be_handed_over_costs_only_itself(workers: Workers, texts: list[str]) -> None:
     with CLIPS[0].open("rb") as file:
         with pytest.raises(BatchError, match=r"request 1: cannot be handed to another process .*pass a path") as caught:
-            workers.transcribe_batch([CLIPS[0], file, CLIPS[1]])
+            workers.transcribe_batch([CLIPS[0], file, CLIPS[1], ReadableHereOnly()])
         with pytest.raises(BatchError, match="request 0"):
             workers.chat_batch([{"text": "What is said?", "audios": [file]}])
-    first, none, second = caught.value.results
-    assert first.text
-    assert second.text
-    assert none is None
-    assert sorted(caught.value.errors) == [1]
+    first, none, second, unread = caught.value.results
+    assert [first.text, none, second.text, unread] == [texts[0], None, texts[1], None]
+    assert sorted(caught.value.errors) == [1, 3]
+    assert "cannot be read in another process" in str(caught.value.errors[3])
 
 
-def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
+    before = multiprocessing.active_children()
     with pytest.raises(CheckpointError, match="absent"):
-        Workers(tmp_path / "absent", processes=1)
+        Workers(tmp_path / "absent", processes=2)
     with pytest.raises(Phi4MMError, match="processes is 0"):
         Workers(processes=0)
+    assert multiprocessing.active_children() == before
 
 
-def test_a_process_that_was_killed_is_told() -> None:
+def _error_of_a_long_call(workers: Workers, interrupt: Callable[[], None]) -> list[Phi4MMError]:
+    """What two calls raise that would take a minute, when ``interrupt`` is called after a second."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 20 * 16000).astype("float32")
+
+    def transcribe(_: int) -> Phi4MMError:
+        with pytest.raises(Phi4MMError) as caught:
+            workers.transcribe_batch([(noise, 16000)] * 300)
+        return caught.value
+
+    with ThreadPoolExecutor(2) as callers:
+        errors = callers.map(transcribe, range(2))
+        time.sleep(1)
+        interrupt()
+        return list(errors)
+
+
+def test_a_process_that_is_killed_ends_the_calls_with_one_error_each() -> None:
     with Workers(processes=2) as made:
-        os.kill(made.process_ids[0], signal.SIGKILL)
-        with pytest.raises(Phi4MMError, match="ended with code -9"):
-            made.transcribe_batch(CLIPS)
-        with pytest.raises(Phi4MMError, match="closed"):
+        killed, other = made.process_ids
+        for error in _error_of_a_long_call(made, lambda: os.kill(killed, signal.SIGKILL)):
+            assert "ended with code -9" in str(error)
+        with pytest.raises(Phi4MMError, match="make new workers"):
             made.transcribe_batch(CLIPS[:1])
+        assert other not in [process.pid for process in multiprocessing.active_children()]
+
+
+def test_closing_ends_running_calls_with_one_error_each() -> None:
+    made = Workers(processes=1)
+    for error in _error_of_a_long_call(made, made.close):
+        assert type(error) is ClosedError
+    made.close()
+    with pytest.raises(ClosedError, match="make new ones"):
+        made.transcribe_batch(CLIPS[:1])
+    assert made.process_ids == []
+
+
+def test_a_program_that_is_killed_leaves_no_processes() -> None:
+    code = "from phi4mm import Workers; import time; w = Workers(processes=1); print(*w.process_ids, flush=True); "
+    program = subprocess.Popen(
+        [sys.executable, "-c", code + "time.sleep(60)"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert program.stdout is not None
+    process_id = int(program.stdout.readline())
+    program.kill()
+    program.wait()
+    ended = threading.Event()
+    deadline = time.monotonic() + 20
+    while not ended.wait(0.1):
+        assert time.monotonic() < deadline
+        if not Path(f"/proc/{process_id}").exists() or "Z" in Path(f"/proc/{process_id}/stat").read_text().split()[2]:
+            ended.set()
 
 
 @given(st.lists(st.integers(0, 1000), max_size=400), st.integers(1, 5))

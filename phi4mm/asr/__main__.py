@@ -15,7 +15,7 @@ from phi4mm.asr.files import Input, duplicates, find_inputs, readable
 from phi4mm.asr.parser import PROGRAM, make_parser, parse
 from phi4mm.asr.progress import Progress
 from phi4mm.asr.writers import Lines, Writer, writers
-from phi4mm.cli import load_model, report
+from phi4mm.cli import load_model, prepare_environment, report
 from phi4mm.errors import Phi4MMError, PromptError
 from phi4mm.types import Request, Segment, Transcript
 
@@ -28,6 +28,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    prepare_environment()
     parser = make_parser()
     options = parse(parser, sys.argv[1:] if arguments is None else arguments)
     if options.completion:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from phi4mm.bench import cases
+from phi4mm.cli import prepare_environment
 from phi4mm.errors import Phi4MMError
 from phi4mm.files import written_whole
 
@@ -267,6 +268,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    prepare_environment()  # for the processes of both sides
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.threads < 1 or options.repeats < 1:

@@ -20,7 +20,7 @@ import soundfile
 import soxr
 
 from phi4mm.api import Phi4MM
-from phi4mm.cli import bound_kernel_caches
+from phi4mm.cli import prepare_environment
 from phi4mm.errors import Phi4MMError
 from phi4mm.inputs.audio import load_audio
 
@@ -105,7 +105,6 @@ class Found:
 
 
 def transcribe(path: Path) -> Found:
-    bound_kernel_caches()
     phi4mm = Phi4MM.from_pretrained()
     begun = time.perf_counter()
     transcript = phi4mm.transcribe(path)
@@ -121,6 +120,7 @@ def transcribed_alone(path: Path) -> Found:
 
 
 def main() -> None:
+    prepare_environment()  # for the process that transcribes
     parser = argparse.ArgumentParser(prog="python -m phi4mm.bench.long_file", description=__doc__)
     parser.add_argument("--data", type=Path, help="manifest of clips: JSON lines with audio_filepath and text")
     parser.add_argument("--minutes", type=float, default=30.0, help="default: 30")

@@ -12,7 +12,6 @@ from phi4mm.api import Phi4MM
 from phi4mm.bench import cases
 from phi4mm.engine.engine import Generation
 from phi4mm.engine.merge import merge
-from phi4mm.engine.prepack import can_prepack, prepack_decoder
 from phi4mm.engine.sampler import Sampling
 from phi4mm.inputs.audio import Waveform, log_mel
 from phi4mm.inputs.image import prepare_image
@@ -30,8 +29,6 @@ class Ours:
         self.folder = folder
         self.phi = Phi4MM.from_pretrained(folder, device="cpu", quantize=quantize)
         self.model = self.phi.model
-        if quantize is None and can_prepack(self.model.device, self.model.dtype):
-            prepack_decoder(self.model)
 
     def feature_extraction(self) -> None:
         waveforms = [Waveform(samples, cases.SAMPLING_RATE) for samples in cases.feature_clips()]
@@ -83,8 +80,7 @@ class Ours:
         if not self.preset.shared_out:
             merge(self.model, "speech")
             return self.phi
-        prepack = can_prepack(self.model.device, self.model.dtype)
-        return Workers(self.folder, processes=torch.get_num_threads(), merge="speech", prepack=prepack)
+        return Workers(self.folder, processes=torch.get_num_threads(), merge="speech")
 
     def _batch(self, kind: str, count: int = 1) -> Batch:
         return self.phi.processor(cases.requests_of(kind, self.model.config, count))

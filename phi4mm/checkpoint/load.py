@@ -59,7 +59,7 @@ def load_checkpoint(
     source: str | os.PathLike[str] | None = None,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Callable[[torch.dtype, int], torch.dtype] | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
     """Load a model and find its tokenizer.
@@ -70,7 +70,8 @@ def load_checkpoint(
     Args:
         source: a folder, a hub id, or ``None`` for the bundled checkpoint.
         device: where the model shall be.
-        dtype: of all weights; ``None`` for that of the checkpoint's token embedding.
+        dtype: of all weights; ``None`` for that of the checkpoint's token embedding; or a function that chooses it, of
+            that type and the number of weights.
         revision: branch, tag or commit of a hub id.
 
     Raises:
@@ -88,11 +89,15 @@ def load_checkpoint(
     places = {name: _place(name, layout, weights, adapters) for name in model.state_dict()}
     _check(model, layout, places, weights, adapters)
 
-    dtype = dtype or weights.dtype(stored_name("decoder.embed_tokens.weight", layout))
+    weight_dtype = weights.dtype(stored_name("decoder.embed_tokens.weight", layout))
+    if isinstance(dtype, torch.dtype):
+        weight_dtype = dtype
+    elif dtype is not None:
+        weight_dtype = dtype(weight_dtype, sum(tensor.numel() for tensor in model.state_dict().values()))
     state = {}
     for name, tensor in model.state_dict().items():
         file, stored = places[name]
-        state[name] = file.read(stored).reshape(tensor.shape).to(device, dtype)
+        state[name] = file.read(stored).reshape(tensor.shape).to(device, weight_dtype)
     model.load_state_dict(state, assign=True)
     return Checkpoint(model.eval().requires_grad_(False), tokenizer, config, place.folder, layout)
 

@@ -152,7 +152,7 @@ class Core:
         self._decode()
         self._encode()
         for row, error in self.scheduler.admit():
-            self._fail(row, error)
+            self._fail(row, _wrapped(error))
         self._prefill()
 
     @torch.inference_mode()
@@ -253,7 +253,7 @@ class Core:
                     medium.embeddings = result
                     self._release_features(row, medium)
                 else:
-                    self._fail(row, result)
+                    self._fail(row, _wrapped(result))
 
     def _encode_part(self, first: MediaItem) -> dict[bytes, Tensor | Exception]:
         """One part of a long medium; its embeddings once the last part is done."""
@@ -264,7 +264,7 @@ class Core:
             part = next(parts, None)
         except Exception as error:
             self._partial = None
-            return {digest: _wrapped(error)}
+            return {digest: error}
         if part is not None:
             done.append(part)
             return {}
@@ -315,9 +315,9 @@ class Core:
             self.scheduler.turn_long(row)
 
     def _fail(self, row: Row, error: Exception) -> None:
-        self.scheduler.remove(row)
-        self._release_media(row)
-        row.sink.fail(error)
+        if self.scheduler.remove(row):
+            self._release_media(row)
+            row.sink.fail(error)
 
     def _release_media(self, row: Row, *, all_of_it: bool = True) -> None:
         """Drop what a row holds of its media. Embeddings are kept while the row may have to be computed again."""
@@ -368,10 +368,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "not enough memory" in str(error)
 
 
-def _wrapped(error: Exception) -> Phi4MMError:
+def _wrapped(error: BaseException) -> Phi4MMError:
     """An error of its own for each row."""
-    if isinstance(error, Phi4MMError) and not isinstance(error, EngineError):
-        wrapped: Phi4MMError = type(error)(str(error))
+    if isinstance(error, EngineError) and error.__cause__ is not None:
+        return _wrapped(error.__cause__)
+    if isinstance(error, Phi4MMError):
+        wrapped = type(error)(str(error))
     else:
         reason = " ".join(str(error).split())
         wrapped = EngineError(

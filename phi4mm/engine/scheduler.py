@@ -51,13 +51,16 @@ class Scheduler:
     def add(self, row: Row) -> None:
         self.waiting.append(row)
 
-    def remove(self, row: Row) -> None:
-        """Take a row out; what it computed is kept for later rows. One that is not here is passed over."""
+    def remove(self, row: Row) -> bool:
+        """Take a row out; what it computed is kept for later rows. Returns whether it was here."""
         if row in self.running:
             self._leave(row)
             self._keep(row)
         elif row in self.waiting:
             self.waiting.remove(row)
+        else:
+            return False
+        return True
 
     def turn_long(self, row: Row) -> None:
         """A row has outgrown the short rope factors: it is computed again from its start."""
@@ -81,7 +84,6 @@ class Scheduler:
             try:
                 placed = self._place(row, entry, shared)
             except Exception as error:  # copying failed
-                self.waiting.remove(row)
                 failed.append((row, error))
                 continue
             if not placed:
@@ -197,6 +199,9 @@ class Scheduler:
                 self.prefixes.touch(entry)
             extent = self._allocate(wanted, spare=entry)
             if extent is None and entry is not None and not entry.running:
+                self._release(entry)  # there is no room for it and the row
+                if any(medium.embeddings is None for medium in row.media):
+                    return False  # what it held is to be encoded first
                 entry, shared = None, 0
                 extent = self._allocate(wanted)
             if extent is None:

@@ -45,7 +45,7 @@ def alone(prompt: Prompt, original_max_positions: int, max_positions: int) -> li
 def medium(number: int, num_tokens: int, start: int) -> MediaItem:
     """Medium ``number``: its content is that number."""
     features = torch.full((3 * num_tokens, 1), float(number))
-    return MediaItem("audio", features, "speech", num_tokens, start, number.to_bytes(16, "big"))
+    return MediaItem("audio", features, "speech", num_tokens, start, (1000 * number + num_tokens).to_bytes(16, "big"))
 
 
 def embedded(item: MediaItem) -> torch.Tensor:
@@ -145,14 +145,14 @@ class MockEncoder:
 
     def encode(self, items: Sequence[MediaItem]) -> list[torch.Tensor]:
         self.fault("encode")
-        self.encoded += [int.from_bytes(item.digest, "big") for item in items]
+        self.encoded += [int.from_bytes(item.digest, "big") // 1000 for item in items]
         return [embedded(item)[:, None] for item in items]
 
     def is_long(self, item: MediaItem) -> bool:
         return item.cost > FRAMES
 
     def encode_in_parts(self, item: MediaItem) -> Iterator[torch.Tensor]:
-        self.encoded.append(int.from_bytes(item.digest, "big"))
+        self.encoded.append(int.from_bytes(item.digest, "big") // 1000)
         for part in embedded(item)[:, None].split(5):
             self.fault("encode")
             yield part

@@ -1,0 +1,51 @@
+"""One load: what it makes ready, and which options exclude one another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from phi4mm import Phi4MMError
+from phi4mm.devices import has_bfloat16
+from phi4mm.engine.prepack import PrepackedLinear, can_prepack
+from phi4mm.loading import load
+
+CPU = torch.device("cpu")
+
+
+def is_prepacked(model: torch.nn.Module) -> bool:
+    return any(isinstance(module, PrepackedLinear) for module in model.modules())
+
+
+def test_auto_is_what_is_fastest_on_this_processor() -> None:
+    loaded = load(device="cpu")
+    fast = has_bfloat16(CPU)
+    assert loaded.model.dtype == loaded.info.dtype == (torch.bfloat16 if fast else torch.float32)
+    assert is_prepacked(loaded.model) == loaded.info.prepacked == (fast and can_prepack(CPU, torch.bfloat16))
+    assert loaded.info.device == CPU
+    assert loaded.tokenizer_file.name == "tokenizer.json"
+
+
+def test_without_instructions_for_bfloat16_nothing_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    loaded = load(device="cpu")
+    assert loaded.info.dtype == torch.float32
+    assert "no instructions for bfloat16" in loaded.info.why
+    loaded = load(device="cpu", dtype="bfloat16")
+    assert not is_prepacked(loaded.model)
+
+
+def test_weights_are_plain_where_asked_and_where_they_are_quantised() -> None:
+    assert not is_prepacked(load(device="cpu", dtype="bfloat16", prepack=False).model)
+    assert not is_prepacked(load(device="cpu", quantize="int8").model)
+
+
+def test_options_that_exclude_one_another() -> None:
+    with pytest.raises(Phi4MMError, match="quantize='int8' and prepack=True do not go together"):
+        load(quantize="int8", prepack=True)
+    with pytest.raises(Phi4MMError, match="prepack=True is not available in float32"):
+        load(device="cpu", dtype="float32", prepack=True)
+    with pytest.raises(Phi4MMError, match="dtype is 'int7'"):
+        load(dtype="int7")
+    with pytest.raises(Phi4MMError, match="device 'abacus' is not available"):
+        load(device="abacus")
