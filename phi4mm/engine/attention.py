@@ -233,8 +233,8 @@ class _Padded:
         self, kept_keys: Tensor, kept_values: Tensor, query: Tensor, keys: Tensor, values: Tensor, output: Tensor
     ) -> None:
         if self.tokens is None:
-            alone = (_heads_first(states[self.span]) for states in (query, keys, values))
-            output[self.span, :, 0] = _attend_one_row(*alone, mask=None).transpose(0, 1)
+            own_query, own_keys, own_values = (_heads_first(states[self.span]) for states in (query, keys, values))
+            output[self.span, :, 0] = _attend_one_row(own_query, own_keys, own_values, None).transpose(0, 1)
             return
         batch_query, batch_keys, batch_values = (
             states[:, :, 0][self.tokens].transpose(1, 2) for states in (query, keys, values)

@@ -119,7 +119,7 @@ class Handle:
                 yield piece
 
     def __await__(self) -> Generator[None, None, Reply]:
-        return self._awaited().__await__()  # type: ignore[return-value]
+        return self._awaited().__await__()
 
     async def _awaited(self) -> Reply:
         reply = await asyncio.shield(asyncio.wrap_future(self._future))
