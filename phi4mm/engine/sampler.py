@@ -362,8 +362,9 @@ def _pick(logits: NDArray[np.float32], edge: float, row: RowSampler, total: floa
     kept = len(weights) if is_all else len(weights) + 1  # one more: not all that are kept are here
     if row.params.top_p < 1.0:
         kept = min(kept, int(sums.searchsorted(row.params.top_p * (sums[-1] if total is None else total))) + 1)
-    if row.params.min_p and weights[-1:] < row.params.min_p:
-        kept = min(kept, np.count_nonzero(weights >= row.params.min_p))
+    probable = int(np.count_nonzero(weights >= row.params.min_p))
+    if probable < len(weights):
+        kept = min(kept, probable)
     if kept > len(weights):
         return None
     return int(sums[:kept].searchsorted(uniform * sums[kept - 1], side="right"))
