@@ -13,7 +13,7 @@ from phi4mm.errors import PromptError
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
-_SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
+_SEEDS = range(-(2**63), 2**64)  # 64 bits, with a sign or without, as torch.Generator takes them
 
 
 class Modality(StrEnum):

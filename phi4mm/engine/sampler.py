@@ -1,8 +1,9 @@
 """From logits to the next tokens, of all rows at once and on the logits' device.
 
-What comes back from the device is a few numbers for each row: its best token, the token drawn, and the most probable
-candidates; the rest is arithmetic on the candidates, row by row, in float64. No sum runs over several rows and none
-is split by their number, so on the CPU a row's choice is the same, bit for bit, in any batch.
+What comes back from the device, in one transfer, is little for each row: its best token, the token drawn, or the most
+probable candidates; filtering and drawing these is arithmetic in float64, row by row. Only where 256 candidates do not
+cover what a filter keeps, the row's logits are copied whole. No sum is split differently with the number of rows or
+threads, so on the CPU a row's choice is the same, bit for bit, alone and in any batch.
 """
 
 from __future__ import annotations
@@ -184,15 +185,16 @@ def choose(logits: Tensor, rows: Sequence[RowSampler]) -> list[Choice | Exceptio
     errors: dict[int, Exception] = {}
     changed = [index for index, row in enumerate(rows) if row.changes_logits]
     sampled = {index for index, row in enumerate(rows) if row.params.temperature > 0.0}
-    draws = [_Draw.of(wide, best, {index: index for index in sorted(sampled.difference(changed))}, rows)]
+    unchanged = sorted(sampled.difference(changed))
+    draws = [_Draw.of(wide, best, dict(zip(unchanged, unchanged, strict=True)), rows)] if unchanged else []
     top_logit, token = highest, best
     if changed:
         where = _tensor(changed, logits)
         values, errors = _edited(wide.values.index_select(0, where), changed, rows)
         edited = _Logits.of(values)
         edited_highest, edited_best = edited.best()
-        places = {index: place for place, index in enumerate(changed) if index in sampled}
-        draws.append(_Draw.of(edited, edited_best, places, rows))
+        if places := {index: place for place, index in enumerate(changed) if index in sampled}:
+            draws.append(_Draw.of(edited, edited_best, places, rows))
         top_logit, token = highest.index_copy(0, where, edited_highest), best.index_copy(0, where, edited_best)
     shown = [index for index, row in enumerate(rows) if row.params.logprobs]
     always = [log_total, top_logit, token, wide.values.gather(1, token[:, None])[:, 0]]
@@ -261,6 +263,7 @@ class _Draw:
 
     Attributes:
         rows: the sampler of each, by its index among all rows of the step.
+        uniforms: the random number of each.
         logits: what they choose from.
         best: the token of each that has the highest logit.
     """
@@ -272,9 +275,9 @@ class _Draw:
 
     @classmethod
     def of(cls, logits: _Logits, best: Tensor, places: Mapping[int, int], rows: Sequence[RowSampler]) -> _Draw:
-        """Row ``index`` of the step chooses from row ``places[index]`` of ``logits``."""
-        chosen = {index: rows[index] for index in places}
+        """Row ``index`` of the step chooses from row ``places[index]`` of ``logits``, where ``best`` is the highest."""
         where = list(places.values())
+        chosen = {index: rows[index] for index in places}
         uniforms = [row.uniform() for row in chosen.values()]
         return cls(chosen, uniforms, logits.select(where), best.index_select(0, _tensor(where, best)))
 
@@ -290,8 +293,9 @@ class _Draw:
         peak = drawn = drawn_logits = found = ids = found_logits = values.new_empty(0)
         where, last = _tensor(list(self.rows), values), values.shape[1] - 1
         if any(row.needs_total for row in samplers):
-            temperatures = torch.tensor([row.temperature for row in samplers], device=values.device)
-            probabilities = (values / temperatures[:, None]).softmax(dim=-1)
+            temperatures = [[row.temperature] for row in samplers]
+            scaled = values / torch.tensor(temperatures, dtype=torch.float32, device=values.device)
+            probabilities = scaled.softmax(dim=-1)
             peak = probabilities.gather(1, self.best[:, None])
             if not all(row.is_filtered for row in samplers):
                 uniforms = torch.tensor(self.uniforms, dtype=torch.float64, device=values.device)
