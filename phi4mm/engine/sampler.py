@@ -24,8 +24,11 @@ from phi4mm.errors import Phi4MMError, PromptError
 from phi4mm.types import MAX_LOGPROBS, SamplingParams
 
 BLOCK = 64  # tokens whose maximum and sum are taken together
-CANDIDATES = 256  # of each filtered row that come back from the device: nearly always enough for its nucleus
-MIN_TEMPERATURE = 1e-6  # lower ones draw the same: about how far apart float32 logits are
+CANDIDATES = 256  # of each filtered row that come back from the device; where they do not do, the whole row does
+CPU_ROWS = (
+    4  # whose probabilities are computed at once: memory of this size the allocator keeps, larger is cleared anew
+)
+MIN_TEMPERATURE = 1e-6  # lower ones are raised to this: float32 logits are hardly closer to each other
 
 
 class RowSampler:
@@ -250,11 +253,10 @@ class _Logits:
 
     def candidates(self, count: int) -> tuple[Tensor, Tensor]:
         """The ``count`` highest logits of each row, in any order, and their token ids, [rows, count] each."""
-        kept = self.maxima.topk(min(count, self.maxima.shape[1]), dim=-1, sorted=False).indices[..., None]
-        values = self.blocks.gather(1, kept.expand(-1, -1, BLOCK)).flatten(1)
-        ids = (kept * BLOCK + torch.arange(BLOCK, device=kept.device)).flatten(1)
+        kept = self.maxima.topk(min(count, self.maxima.shape[1]), dim=-1, sorted=False).indices
+        values = self.blocks.gather(1, kept[..., None].expand(-1, -1, BLOCK)).flatten(1)
         found = values.topk(min(count, values.shape[1]), dim=-1, sorted=False)
-        return found.values, ids.gather(1, found.indices)
+        return found.values, kept.gather(1, found.indices // BLOCK) * BLOCK + found.indices % BLOCK
 
 
 @dataclass(frozen=True)
@@ -293,14 +295,20 @@ class _Draw:
         peak = drawn = drawn_logits = found = ids = found_logits = values.new_empty(0)
         where, last = _tensor(list(self.rows), values), values.shape[1] - 1
         if any(row.needs_total for row in samplers):
-            temperatures = [[row.temperature] for row in samplers]
-            scaled = values / torch.tensor(temperatures, dtype=torch.float32, device=values.device)
-            probabilities = scaled.softmax(dim=-1)
-            peak = probabilities.gather(1, self.best[:, None])
-            if not all(row.is_filtered for row in samplers):
-                uniforms = torch.tensor(self.uniforms, dtype=torch.float64, device=values.device)
-                drawn = _drawn(_blocks(probabilities, 0.0), uniforms)
-                drawn_logits = wide.values[where, drawn]
+            draws = not all(row.is_filtered for row in samplers)
+            temperatures = [row.temperature for row in samplers]
+            dividers = torch.tensor(temperatures, dtype=torch.float32, device=values.device)
+            uniforms = torch.tensor(self.uniforms, dtype=torch.float64, device=values.device)
+            at_once = CPU_ROWS if values.device.type == "cpu" else len(self.rows)
+            parts = []
+            for some, divider, best, uniform in zip(
+                *(tensor.split(at_once) for tensor in (values, dividers, self.best, uniforms)), strict=True
+            ):
+                probabilities = (some / divider[:, None]).softmax(dim=-1)
+                token = _drawn(_blocks(probabilities, 0.0), uniform) if draws else best
+                parts.append((probabilities.gather(1, best[:, None])[:, 0], token))
+            peak, drawn = (torch.cat(part) for part in zip(*parts, strict=True))
+            drawn_logits = wide.values[where, drawn]
         if any(row.is_filtered for row in samplers):
             found, ids = self.logits.candidates(CANDIDATES)
             found_logits = wide.values[where[:, None], ids.clamp(max=last)]  # ids over the last are the filling's
@@ -325,7 +333,7 @@ class _Draw:
             if not row.is_filtered:
                 yield index, int(drawn[n]), float(drawn_logits[n])
                 continue
-            total = 1.0 / float(peak[n, 0]) if row.needs_total else None
+            total = 1.0 / float(peak[n]) if row.needs_total else None
             # Others may be equal to the last candidate, and with lower ids.
             place = _pick(ranked[n], ranked[n, -1], row, total, self.uniforms[n])
             if place is not None:
