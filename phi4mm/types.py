@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +13,7 @@ from phi4mm.errors import PromptError
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
-_SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
+_SEEDS = range(-(2**63), 2**64)  # 64 bits, with a sign or without, as torch.Generator takes them
 
 
 class Modality(StrEnum):
@@ -185,8 +184,8 @@ class Request:
             _sequence(name, getattr(self, name), f"{name}, even for a single one")
         if not isinstance(self.system, str | None):
             raise _wrong("system", self.system, "a string or None")
-        names = (self.adapter,) if isinstance(self.adapter, str | None) else self.adapter
-        if not isinstance(names, tuple) or not all(isinstance(name, str | None) for name in names):
+        names = self.adapter if isinstance(self.adapter, tuple) else ()
+        if not isinstance(self.adapter, str | tuple | None) or not all(isinstance(name, str) for name in names):
             raise _wrong("adapter", self.adapter, "a name, a tuple of names, or None")
         if not isinstance(self.sampling, SamplingParams):
             raise _wrong("sampling", self.sampling, "SamplingParams")
@@ -207,7 +206,7 @@ class Request:
         return cls.make(**{str(key): item for key, item in value.items()})
 
     @classmethod
-    def make(cls, text: str = "", **options: Any) -> Request:
+    def make(cls, /, text: str = "", **options: Any) -> Request:
         """A request from its fields, those of ``SamplingParams`` among them or together as ``sampling``.
 
         Raises:
@@ -233,7 +232,8 @@ def _names(kind: type[Request] | type[SamplingParams]) -> set[str]:
 
 
 def _wrong(name: str, value: Any, expected: str) -> PromptError:
-    return PromptError(f"{name} is {value!r:.80}; expected {expected}")
+    shown = " ".join(f"{value!r:.80}".split())  # an array's has line breaks
+    return PromptError(f"{name} is {shown}; expected {expected}")
 
 
 def _is_whole(value: Any) -> bool:
@@ -247,7 +247,7 @@ def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
 
 def _number(name: str, value: Any, low: float, high: float, *, open_below: bool = False) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high or (open_below and value == low):
+    if not is_number or not low <= value <= high or (open_below and value == low):
         raise _wrong(name, value, f"{'over ' if open_below else ''}{low:g} to {high:g}")
 
 

@@ -1,8 +1,9 @@
 """From logits to the next tokens, of all rows at once and on the logits' device.
 
-What comes back from the device is a few numbers for each row: its best token, the token drawn, and the most probable
-candidates; the rest is arithmetic on the candidates, row by row, in float64. No sum runs over several rows and none
-is split by their number, so on the CPU a row's choice is the same, bit for bit, in any batch.
+What comes back from the device, in one transfer, is little for each row: its best token, the token drawn, or the most
+probable candidates; filtering and drawing these is arithmetic in float64, row by row. Only where 256 candidates do not
+cover what a filter keeps, the row's logits are copied whole. No sum is split differently with the number of rows or
+threads, so on the CPU a row's choice is the same, bit for bit, alone and in any batch.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from phi4mm.errors import Phi4MMError, PromptError
 from phi4mm.types import MAX_LOGPROBS, SamplingParams
 
 BLOCK = 64  # tokens whose maximum and sum are taken together
-CANDIDATES = 256  # of each filtered row that come back from the device: nearly always enough for its nucleus
-MIN_TEMPERATURE = 1e-9  # float32 cannot divide by much less; no two float32 logits of a model are closer than this
+CANDIDATES = 256  # of each filtered row that come back from the device; where they do not do, the whole row does
+CPU_ROWS = (
+    4  # whose probabilities are computed at once: memory of this size the allocator keeps, larger is cleared anew
+)
+MIN_TEMPERATURE = 1e-6  # lower ones are raised to this: float32 logits are hardly closer to each other
 
 
 class RowSampler:
@@ -33,6 +37,7 @@ class RowSampler:
     Attributes:
         params: how to choose.
         token_ids: what was generated so far.
+        temperature: what the logits are divided by, if ``params.temperature`` is not 0.
         top_k: ``params.top_k``, or 0 where that keeps the whole vocabulary.
     """
 
@@ -54,6 +59,7 @@ class RowSampler:
                     raise PromptError(f"{name}: token id {token_id}; expected 0 to {vocab_size - 1}")
         self.params = params
         self.token_ids: list[int] = []
+        self.temperature = max(params.temperature, MIN_TEMPERATURE)
         self.top_k = params.top_k if params.top_k < vocab_size else 0
         self._banned = frozenset(params.banned_tokens)
         self._counts: Counter[int] = Counter()
@@ -95,6 +101,19 @@ class RowSampler:
     def needs_total(self) -> bool:
         """Whether a draw depends on the probabilities of the whole vocabulary."""
         return not self.is_filtered or (self.params.top_p < 1.0 and not self.top_k)
+
+    def log_bound(self, total: float | None, vocab_size: int) -> float:
+        """A natural log-probability, less that of the best token, under which no token is kept.
+
+        Args:
+            total: the sum of the probabilities of the vocabulary, where that of the best token is 1.
+            vocab_size: of how many tokens.
+        """
+        bounds = [self.params.min_p]
+        if total is not None:  # all tokens less probable than this have less than 1 - top_p together
+            bounds.append((1.0 - self.params.top_p) * total / vocab_size)
+        bound = 0.0 if self.top_k else max(bounds) / 2  # halved: rounding does not matter
+        return math.log(bound) if bound else -math.inf
 
     def changes(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
         """The tokens whose logits change, the repetition penalty of each, and what is added to each."""
@@ -161,48 +180,83 @@ def choose(logits: Tensor, rows: Sequence[RowSampler]) -> list[Choice | Exceptio
     """
     if not rows:
         return []
-    wide = logits.float()
-    highest, best = wide.max(dim=-1)
+    wide = _Logits.of(logits.float())
+    highest, best = wide.best()
     # The highest probability gives the logarithm of the sum; unlike logsumexp, softmax computes each row by itself.
-    log_total = highest - wide.softmax(dim=-1).gather(1, best[:, None])[:, 0].log()
+    log_total = highest - wide.values.softmax(dim=-1).gather(1, best[:, None])[:, 0].log()
 
     errors: dict[int, Exception] = {}
     changed = [index for index, row in enumerate(rows) if row.changes_logits]
     sampled = {index for index, row in enumerate(rows) if row.params.temperature > 0.0}
-    draws = [_Draw.of(wide, highest, {index: index for index in sorted(sampled.difference(changed))}, rows)]
-    best_logit = highest
+    unchanged = sorted(sampled.difference(changed))
+    draws = [_Draw.of(wide, best, dict(zip(unchanged, unchanged, strict=True)), rows)] if unchanged else []
+    top_logit, token = highest, best
     if changed:
-        where = _tensor(changed, wide)
-        edited, errors = _edited(wide.index_select(0, where), changed, rows)
-        edited_highest, edited_best = edited.max(dim=-1)
-        places = {index: place for place, index in enumerate(changed) if index in sampled}
-        draws.append(_Draw.of(edited, edited_highest, places, rows))
-        best_logit = highest.index_copy(0, where, edited_highest)
-        best = best.index_copy(0, where, edited_best)
+        where = _tensor(changed, logits)
+        values, errors = _edited(wide.values.index_select(0, where), changed, rows)
+        edited = _Logits.of(values)
+        edited_highest, edited_best = edited.best()
+        if places := {index: place for place, index in enumerate(changed) if index in sampled}:
+            draws.append(_Draw.of(edited, edited_best, places, rows))
+        top_logit, token = highest.index_copy(0, where, edited_highest), best.index_copy(0, where, edited_best)
     shown = [index for index, row in enumerate(rows) if row.params.logprobs]
-    always = [log_total, best_logit, best, wide.gather(1, best[:, None])[:, 0]]
-    tops = _candidates(_blocks(_select(wide, shown)), MAX_LOGPROBS) if shown else ()
-    (log_totals, best_logits, token_ids, own_logits), most_probable, *drawn = _fetch(
-        [always, tops, *(draw.tensors(wide) for draw in draws)]
-    )
+    always = [log_total, top_logit, token, wide.values.gather(1, token[:, None])[:, 0]]
+    most_probable = wide.select(shown).candidates(MAX_LOGPROBS) if shown else ()
+    fetched = _fetch([always, most_probable, *(draw.tensors(wide) for draw in draws)])
 
+    log_totals, top_logits, token_ids, own_logits = fetched[0]
     for index in range(len(rows)):
         if index not in errors and not math.isfinite(log_totals[index]):
             errors[index] = Phi4MMError("the model's logits are NaN or infinite; check its weights and its dtype")
-        elif index not in errors and not math.isfinite(best_logits[index]):
+        elif index not in errors and not math.isfinite(top_logits[index]):
             errors[index] = Phi4MMError(
                 "no token is left to choose, or a logit became NaN or infinite; "
                 "check banned_tokens, logit_bias and processors"
             )
-    for draw, arrays in zip(draws, drawn, strict=True):
-        for index, token_id, own_logit in draw.finish(wide, arrays, errors):
+    for draw, arrays in zip(draws, fetched[2:], strict=True):
+        for index, token_id, own_logit in draw.finish(wide, top_logits, arrays, errors):
             token_ids[index], own_logits[index] = token_id, own_logit
     choices = [Choice(int(i), float(logit)) for i, logit in zip(token_ids, own_logits - log_totals, strict=True)]
     if shown:
-        for index, values, ids in zip(shown, *_ranked(*most_probable), strict=True):
+        for index, values, ids in zip(shown, *_ranked(*fetched[1]), strict=True):
             pairs = [(int(i), float(v - log_totals[index])) for i, v in zip(ids, values, strict=True) if v > -math.inf]
             choices[index] = replace(choices[index], top=tuple(pairs[: rows[index].params.logprobs]))
     return [errors.get(index, choice) for index, choice in enumerate(choices)]
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits [rows, vocabulary], the same in blocks, [rows, blocks, BLOCK], filled up with -inf, and the highest of
+    each block: the highest of a row lie in the blocks with the highest maxima, so only these are looked through."""
+
+    values: Tensor
+    blocks: Tensor
+    maxima: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> _Logits:
+        blocks = _blocks(values, -math.inf)
+        return cls(values, blocks, blocks.amax(dim=-1))
+
+    def select(self, places: Sequence[int]) -> _Logits:
+        """Rows; itself where these are all, in order."""
+        if list(places) == list(range(len(self.values))):
+            return self
+        where = _tensor(places, self.values)
+        return _Logits(*(tensor.index_select(0, where) for tensor in (self.values, self.blocks, self.maxima)))
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The highest logit of each row and the first token that has it, [rows] each."""
+        block = self.maxima.argmax(dim=-1)
+        highest, place = _block_of(self.blocks, block).max(dim=-1)
+        return highest, block * BLOCK + place
+
+    def candidates(self, count: int) -> tuple[Tensor, Tensor]:
+        """The ``count`` highest logits of each row, in any order, and their token ids, [rows, count] each."""
+        kept = self.maxima.topk(min(count, self.maxima.shape[1]), dim=-1, sorted=False).indices
+        values = self.blocks.gather(1, kept[..., None].expand(-1, -1, BLOCK)).flatten(1)
+        found = values.topk(min(count, values.shape[1]), dim=-1, sorted=False)
+        return found.values, kept.gather(1, found.indices // BLOCK) * BLOCK + found.indices % BLOCK
 
 
 @dataclass(frozen=True)
@@ -212,57 +266,67 @@ class _Draw:
     Attributes:
         rows: the sampler of each, by its index among all rows of the step.
         uniforms: the random number of each.
-        scaled: their logits less the highest and divided by the temperature, [rows, blocks, BLOCK].
+        logits: what they choose from.
+        best: the token of each that has the highest logit.
     """
 
     rows: Mapping[int, RowSampler]
     uniforms: Sequence[float]
-    scaled: Tensor
+    logits: _Logits
+    best: Tensor
 
     @classmethod
-    def of(cls, source: Tensor, highest: Tensor, places: Mapping[int, int], rows: Sequence[RowSampler]) -> _Draw:
-        """Row ``index`` of the step chooses from ``source[places[index]]``, whose highest logit ``highest`` has."""
-        chosen = {index: rows[index] for index in places}
+    def of(cls, logits: _Logits, best: Tensor, places: Mapping[int, int], rows: Sequence[RowSampler]) -> _Draw:
+        """Row ``index`` of the step chooses from row ``places[index]`` of ``logits``, where ``best`` is the highest."""
         where = list(places.values())
-        temperatures = [max(row.params.temperature, MIN_TEMPERATURE) for row in chosen.values()]
-        scaled = _select(source, where) - _select(highest, where)[:, None]
-        scaled /= torch.tensor(temperatures, dtype=torch.float32, device=source.device)[:, None]
-        return cls(chosen, [row.uniform() for row in chosen.values()], _blocks(scaled))
+        chosen = {index: rows[index] for index in places}
+        uniforms = [row.uniform() for row in chosen.values()]
+        return cls(chosen, uniforms, logits.select(where), best.index_select(0, _tensor(where, best)))
 
-    def tensors(self, wide: Tensor) -> Sequence[Tensor]:
-        """What the choice needs from the device; ``wide`` [rows, vocabulary] are the unchanged logits of the step.
+    def tensors(self, wide: _Logits) -> Sequence[Tensor]:
+        """What the choice needs from the device; ``wide`` are the unchanged logits of the step.
 
         Returns:
             For each row, or empty where no row needs it: the highest probability, the token drawn without a filter
-            and its unchanged logit [n]; the candidates' scaled logits, ids and unchanged logits [n, candidates].
+            and its unchanged logit [n]; the candidates' logits, token ids and unchanged logits [n, candidates].
         """
         samplers = self.rows.values()
-        peak = drawn = drawn_logits = values = ids = candidate_logits = wide.new_empty(0)
-        where, last = _tensor(list(self.rows), wide), wide.shape[1] - 1
+        values = self.logits.values
+        peak = drawn = drawn_logits = found = ids = found_logits = values.new_empty(0)
+        where, last = _tensor(list(self.rows), values), values.shape[1] - 1
         if any(row.needs_total for row in samplers):
-            probabilities = self.scaled.flatten(1).softmax(dim=-1).view_as(self.scaled)
-            peak = probabilities.amax(dim=(1, 2))
-            if not all(row.is_filtered for row in samplers):
-                drawn = _drawn(probabilities, torch.tensor(self.uniforms, dtype=torch.float64, device=wide.device))
-                drawn_logits = wide[where, drawn.clamp(max=last)]  # ids over the last are the filling
+            draws = not all(row.is_filtered for row in samplers)
+            temperatures = [row.temperature for row in samplers]
+            dividers = torch.tensor(temperatures, dtype=torch.float32, device=values.device)
+            uniforms = torch.tensor(self.uniforms, dtype=torch.float64, device=values.device)
+            at_once = CPU_ROWS if values.device.type == "cpu" else len(self.rows)
+            parts = []
+            for some, divider, best, uniform in zip(
+                *(tensor.split(at_once) for tensor in (values, dividers, self.best, uniforms)), strict=True
+            ):
+                probabilities = (some / divider[:, None]).softmax(dim=-1)
+                token = _drawn(_blocks(probabilities, 0.0), uniform) if draws else best
+                parts.append((probabilities.gather(1, best[:, None])[:, 0], token))
+            peak, drawn = (torch.cat(part) for part in zip(*parts, strict=True))
+            drawn_logits = wide.values[where, drawn]
         if any(row.is_filtered for row in samplers):
-            values, ids = _candidates(self.scaled, CANDIDATES)
-            candidate_logits = wide[where[:, None], ids.clamp(max=last)]
-        return peak, drawn, drawn_logits, values, ids, candidate_logits
+            found, ids = self.logits.candidates(CANDIDATES)
+            found_logits = wide.values[where[:, None], ids.clamp(max=last)]  # ids over the last are the filling's
+        return peak, drawn, drawn_logits, found, ids, found_logits
 
     def finish(
-        self, wide: Tensor, arrays: Sequence[NDArray[Any]], failed: Container[int]
+        self, wide: _Logits, highest: NDArray[np.float64], arrays: Sequence[NDArray[Any]], failed: Container[int]
     ) -> Iterator[tuple[int, int, float]]:
         """For each row that has not failed its index, its token and that one's unchanged logit.
 
         Args:
             wide: as for ``tensors``.
+            highest: the highest logit of each row of the step.
             arrays: the values of ``tensors``.
             failed: indices of rows to pass over.
         """
-        peak, drawn, drawn_logits, values, ids, candidate_logits = arrays
-        ranked, ranked_ids = _ranked(values, ids)
-        width = self.scaled[:1].numel()
+        peak, drawn, drawn_logits, found, found_ids, found_logits = arrays
+        ranked, ranked_ids = _ranked(found, found_ids)
         for n, (index, row) in enumerate(self.rows.items()):
             if index in failed:
                 continue
@@ -270,45 +334,49 @@ class _Draw:
                 yield index, int(drawn[n]), float(drawn_logits[n])
                 continue
             total = 1.0 / float(peak[n]) if row.needs_total else None
-            place = _pick(ranked[n], row, total, self.uniforms[n], is_all=ranked.shape[1] == width)
+            # Others may be equal to the last candidate, and with lower ids.
+            place = _pick(ranked[n], ranked[n, -1], row, total, self.uniforms[n])
             if place is not None:
                 token_id = ranked_ids[n, place]
-                yield index, int(token_id), float(candidate_logits[n, ids[n] == token_id].item())
+                yield index, int(token_id), float(found_logits[n, found_ids[n] == token_id].item())
                 continue
-            everything, all_ids = _ranked(self.scaled[n].flatten().cpu().numpy(), np.arange(width))
-            place = _pick(everything, row, total, self.uniforms[n], is_all=True)
-            token_id = all_ids[place]
-            yield index, int(token_id), float(wide[index, int(token_id)])
+            everything = self.logits.values[n].cpu().numpy()
+            for edge in (highest[index] + row.temperature * row.log_bound(total, len(everything)), -math.inf):
+                ids = np.flatnonzero(everything > edge)
+                values, ids = _ranked(everything[ids], ids)
+                place = _pick(values, edge, row, total, self.uniforms[n])
+                if place is not None:
+                    yield index, int(ids[place]), float(wide.values[index, int(ids[place])])
+                    break
 
 
-def _pick(
-    scaled: NDArray[np.float32], row: RowSampler, total: float | None, uniform: float, *, is_all: bool
-) -> int | None:
+def _pick(logits: NDArray[np.float32], edge: float, row: RowSampler, total: float | None, uniform: float) -> int | None:
     """Filter and draw.
 
     Args:
-        scaled: the highest scaled logits, the highest (which is 0) first.
-        row: whose filters apply.
-        total: the sum of ``exp(scaled)`` over the vocabulary.
+        logits: the highest logits of a row, the highest first.
+        edge: the row's tokens with higher logits than this are all there.
+        row: whose temperature and filters apply.
+        total: the sum of the probabilities of the vocabulary, where that of the best token is 1.
         uniform: a random number in [0, 1).
-        is_all: whether these are the whole vocabulary.
 
     Returns:
-        The place in ``scaled`` of the token drawn, or ``None`` where that takes more of the vocabulary.
+        The place in ``logits`` of the token drawn, or ``None`` where that takes more of the vocabulary.
     """
-    # Others may be equal to the last one, and with lower ids.
-    scaled = scaled[: np.count_nonzero(scaled > (-math.inf if is_all else scaled[-1]))]
+    kept_logits = logits[: np.count_nonzero(logits > edge)].astype(np.float64)
+    is_all = edge == -math.inf
     if row.top_k:
-        if row.top_k > len(scaled) and not is_all:
+        if row.top_k > len(kept_logits) and not is_all:
             return None
-        scaled, total, is_all = scaled[: row.top_k], None, True
-    weights = np.exp(scaled.astype(np.float64))
+        kept_logits, total, is_all = kept_logits[: row.top_k], None, True
+    weights = np.exp((kept_logits - logits[0]) / row.temperature)
     sums = weights.cumsum()
     kept = len(weights) if is_all else len(weights) + 1  # one more: not all that are kept are here
     if row.params.top_p < 1.0:
         kept = min(kept, int(sums.searchsorted(row.params.top_p * (sums[-1] if total is None else total))) + 1)
-    if row.params.min_p and weights[-1:] < row.params.min_p:
-        kept = min(kept, np.count_nonzero(weights >= row.params.min_p))
+    probable = int(np.count_nonzero(weights >= row.params.min_p))
+    if probable < len(weights):
+        kept = min(kept, probable)
     if kept > len(weights):
         return None
     return int(sums[:kept].searchsorted(uniform * sums[kept - 1], side="right"))
@@ -346,39 +414,29 @@ def _edited(logits: Tensor, indices: Sequence[int], rows: Sequence[RowSampler]) 
     return logits, errors
 
 
-def _blocks(logits: Tensor) -> Tensor:
-    """[rows, vocabulary] as [rows, blocks, BLOCK], filled up with -inf."""
-    filling = -logits.shape[1] % BLOCK
-    return (F.pad(logits, (0, filling), value=-math.inf) if filling else logits).unflatten(1, (-1, BLOCK))
-
-
-def _candidates(blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` highest of [rows, blocks, BLOCK], in any order, and their token ids, [rows, count] each."""
-    # They lie in the ``count`` blocks with the highest maxima: many times faster than topk over the vocabulary.
-    kept = blocks.amax(dim=-1).topk(min(count, blocks.shape[1]), dim=-1, sorted=False).indices[..., None]
-    values = blocks.gather(1, kept.expand(-1, -1, BLOCK)).flatten(1)
-    ids = (kept * BLOCK + torch.arange(BLOCK, device=blocks.device)).flatten(1)
-    found = values.topk(min(count, values.shape[1]), dim=-1, sorted=False)
-    return found.values, ids.gather(1, found.indices)
-
-
 def _drawn(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """Tokens [rows] drawn from probabilities [rows, blocks, BLOCK] with random numbers [rows], by their inverse
     cumulative distribution: first the block, then the token in it."""
     sums = probabilities.sum(dim=-1)
     upto = sums.double().cumsum(dim=-1)
     goal = uniforms * upto[:, -1]
-    block = (upto <= goal[:, None]).sum(dim=-1, keepdim=True)
-    part = (goal[:, None] - F.pad(upto, (1, 0)).gather(1, block)) / sums.gather(1, block)
-    inner = probabilities.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(dim=-1)
-    place = (inner <= part * inner[:, -1:]).sum(dim=-1)
+    block = (upto <= goal[:, None]).sum(dim=-1)
+    below, size = F.pad(upto, (1, 0)).gather(1, block[:, None]), sums.gather(1, block[:, None])
+    inner = _block_of(probabilities, block).double().cumsum(dim=-1)
+    place = (inner <= (goal[:, None] - below) / size * inner[:, -1:]).sum(dim=-1)
     last = (inner < inner[:, -1:]).sum(dim=-1)  # with any probability: rounding must not draw one without
-    return block[:, 0] * BLOCK + torch.minimum(place, last)
+    return block * BLOCK + torch.minimum(place, last)
 
 
-def _select(tensor: Tensor, places: Sequence[int]) -> Tensor:
-    """Rows of a tensor; itself where these are all, in order."""
-    return tensor if list(places) == list(range(len(tensor))) else tensor.index_select(0, _tensor(places, tensor))
+def _blocks(tensor: Tensor, filling: float) -> Tensor:
+    """[rows, vocabulary] as [rows, blocks, BLOCK], filled up."""
+    missing = -tensor.shape[1] % BLOCK
+    return (F.pad(tensor, (0, missing), value=filling) if missing else tensor).unflatten(1, (-1, BLOCK))
+
+
+def _block_of(blocks: Tensor, places: Tensor) -> Tensor:
+    """One block of each row: [rows, blocks, BLOCK] and [rows] to [rows, BLOCK]."""
+    return blocks.gather(1, places[:, None, None].expand(-1, 1, BLOCK))[:, 0]
 
 
 def _tensor(numbers: Sequence[int], like: Tensor) -> Tensor:
