@@ -12,6 +12,7 @@ from phi4mm.environment import free_memory, processor_name
 from phi4mm.errors import Phi4MMError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SMALL = 100 * 2**20  # bytes in float32 of a model whose products are too small to gain from bfloat16 on a CPU
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 # As torch.cpu.get_capabilities names them, the most capable first.
@@ -139,6 +140,8 @@ def choose_dtype(
 
     Where none is requested it is the fastest that fits and loses nothing of the checkpoint:
 
+    - float32 on a CPU where the weights take less than 100 MiB in it: bfloat16 has kernels of its own for every length
+      of a clip, and making them takes longer than small products gain;
     - bfloat16 where the checkpoint is stored in it (or in float8) and the processor has instructions for it;
     - without them float32 on a CPU, where the weights take at most half of the free memory, and float16 on a GPU;
     - otherwise the checkpoint's own: a float32 checkpoint stays float32, so as not to round it unasked.
@@ -157,6 +160,8 @@ def choose_dtype(
     own = f"the checkpoint's own: {dtype_name(checkpoint_dtype)}"
     if checkpoint_dtype not in (torch.bfloat16, torch.float16):
         return checkpoint_dtype, f"{own} is not rounded unasked"
+    if device.type == "cpu" and num_bytes_float32 <= min(_SMALL, free_bytes // 2):
+        return torch.float32, "a model this small is faster in float32"
     if checkpoint_dtype == torch.bfloat16 and has_bfloat16(device):
         return torch.bfloat16, "the processor has instructions for bfloat16"
     if device.type == "cpu":

@@ -111,6 +111,16 @@ def test_the_fastest_precision_that_fits_and_loses_nothing(
     assert why in reason
 
 
+def test_a_small_model_is_float32_on_a_cpu() -> None:
+    for device, expected in ((CPU, torch.float32), (GPU, torch.bfloat16)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("phi4mm.devices.has_bfloat16", lambda device: True)
+            dtype, _ = choose_dtype(
+                None, device, checkpoint_dtype=torch.bfloat16, num_bytes_float32=17 * 10**6, free_bytes=GIB
+            )
+        assert dtype == expected
+
+
 def test_what_is_requested_is_taken() -> None:
     dtype, why = choose_dtype(torch.float32, CPU, checkpoint_dtype=torch.bfloat16, num_bytes_float32=GIB, free_bytes=0)
     assert (dtype, why) == (torch.float32, "as requested")
