@@ -103,8 +103,9 @@ class Core:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     @property
-    def num_rows(self) -> int:
-        return len(self.scheduler.running) + len(self.scheduler.waiting)
+    def enough_waiting(self) -> bool:
+        """Whether there are rows for all places."""
+        return len(self.scheduler.waiting) >= self._options.max_rows
 
     @property
     def most_tokens(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from phi4mm.errors import ClosedError
 
 _Result = TypeVar("_Result")
 
-_GATHER_SECONDS = 0.003  # an idle engine waits so long for the next of several rows that are being read
+_GATHER_SECONDS = 0.2  # an idle engine waits so long at most for rows that are being read
 
 
 @dataclass(eq=False)
@@ -154,6 +155,7 @@ class Engine:
 
     def _next(self, core: Core) -> bool:
         """Carry out what was asked for, and wait where there is nothing to do; ``False`` where the engine is closed."""
+        deadline: float | None = None
         while True:
             with self._changed:
                 while not (self._commands or self._closed or core.busy):
@@ -164,14 +166,17 @@ class Engine:
                 self._commands.clear()
             for command in commands:
                 command(core)
-            gathers = core.scheduler.waiting and not core.scheduler.running and self._expecting()
-            if not gathers or not commands:
-                if core.busy:
-                    return True
+            if not core.busy:
                 continue
+            if core.scheduler.running or core.enough_waiting or not self._expecting():
+                return True
+            deadline = deadline or time.monotonic() + _GATHER_SECONDS
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return True
             with self._changed:
                 if not (self._commands or self._closed):
-                    self._changed.wait(_GATHER_SECONDS)
+                    self._changed.wait(left)
 
     def _refuse_all(self, error: BaseException | None) -> None:
         """Nothing that was asked for is left unanswered."""

@@ -14,6 +14,7 @@ from phi4mm.engine.row import MediumState, Row
 _LOOK_AHEAD = 64  # new tokens that a row is given room for beside its prompt
 _WORTH_WAITING = 32  # tokens of a prefix that another row is just computing, from which a row waits for them
 _MOST_PASSED = 64  # rows that may be admitted before an older one for which there is no memory yet
+_READY = 4  # of ``max_rows``: one part in so many are encoded ahead, and so many times as many are looked at for that
 _KEPT_SHARE = 2  # one part in so many of the cache may hold prefixes of ended rows
 
 Copy = Callable[[Extent, Extent, int], None]
@@ -100,12 +101,19 @@ class Scheduler:
         return failed
 
     def media_to_encode(self) -> Iterator[tuple[Row, MediumState]]:
-        """Media that the next rows need, the oldest row's first."""
-        for row in self._next_rows():
-            missing = [medium for medium in row.media if medium.embeddings is None]
-            if missing and not self._shares_with_running(row):
-                _, shared = self._find(row)
-                yield from ((row, medium) for medium in missing if medium.end > shared)
+        """Media that waiting rows need: first those of rows that could be admitted now, then, if few rows are ready to
+        follow, those of later ones, so that media of like length are encoded together; each the oldest row's first."""
+        rows = list(islice(self.waiting, _READY * self._options.max_rows))
+        missing = {row: [medium for medium in row.media if medium.embeddings is None] for row in rows}
+        ready = sum(not media for media in missing.values())
+        following = self.running and ready >= self._options.max_rows // _READY
+        for later in (False, True):
+            if later and following:
+                return
+            for row in rows:
+                if row.group.full == later and missing[row] and not self._shares_with_running(row):
+                    _, shared = self._find(row)
+                    yield from ((row, medium) for medium in missing[row] if medium.end > shared)
 
     def chunks(self, budget: int) -> list[tuple[Row, int]]:
         """How many tokens of which rows' prompts to compute now: half the budget goes to the shortest ones that it

@@ -119,12 +119,26 @@ class LoRA(nn.Module):
     def extra_repr(self) -> str:
         return f"rank={self.a.shape[0]}, scale={self.scale:g}, dropout={self.dropout:g}"
 
-    def forward(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
-        """[rows, tokens, in_size] -> the update [rows, tokens, out_size]; ``weight`` as in ``AdapterUse``."""
+    def add_to(self, output: Tensor, hidden: Tensor, use: AdapterUse) -> None:
+        """Add the update of the rows that take this adapter, in place.
+
+        Args:
+            output: [rows, tokens, out_size].
+            hidden: [rows, tokens, in_size].
+            use: which rows.
+        """
+        rows = use.rows
+        some = hidden if rows is None else hidden[rows]
         if self.training and self.dropout:
-            hidden = F.dropout(hidden, self.dropout)
-        low_rank = F.linear(hidden, self.a) * self.scale
-        return F.linear(low_rank if weight is None else low_rank * weight, self.b)
+            some = F.dropout(some, self.dropout)
+        low_rank = F.linear(some, self.a)
+        if isinstance(rows, Tensor):
+            output.index_add_(0, rows, F.linear(low_rank, self.b), alpha=self.scale)
+            return
+        if use.weight is not None:
+            low_rank = low_rank * use.weight
+        target = output if rows is None else output[rows]
+        target.flatten(0, 1).addmm_(low_rank.flatten(0, 1), self.b.t(), alpha=self.scale)
 
     def delta(self) -> Tensor:
         """What the adapter adds to the frozen weight: scale * B A, [out_size, in_size] in float32."""
@@ -149,8 +163,7 @@ class LoRALinear(nn.Module):
 
     def adapter(self, name: str) -> LoRA:
         """The adapter ``name`` of this linear."""
-        lora = self.lora[module_key(name)]
-        assert isinstance(lora, LoRA)
+        lora: LoRA = self.lora._modules[module_key(name)]  # type: ignore[assignment]
         return lora
 
     def attach(self, name: str, lora: LoRA) -> None:
@@ -169,14 +182,8 @@ class LoRALinear(nn.Module):
         if adapters is None:
             return output
         for use in adapters.uses:
-            lora = self.adapter(use.name)
             # In place, which autograd allows here: the gradient of a product does not need the product.
-            if use.rows is None:
-                output += lora(hidden, use.weight)
-            elif isinstance(use.rows, slice):
-                output[use.rows].add_(lora(hidden[use.rows], use.weight))
-            else:
-                output.index_add_(0, use.rows, lora(hidden[use.rows], use.weight))
+            self.adapter(use.name).add_to(output, hidden, use)
         return output
 
 
