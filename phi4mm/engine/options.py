@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from phi4mm.errors import PromptError
+from phi4mm.validate import check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class EngineOptions:
         read_ahead_bytes: features of media that are read but not encoded; at least one request is read.
 
     Raises:
-        PromptError: a value is out of range.
+        PromptError: a value has the wrong type or is out of range; it names the option.
     """
 
     max_rows: int = 64
@@ -36,12 +36,7 @@ class EngineOptions:
     read_ahead_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
+        check_number("cache_share", self.cache_share, 0, 1, open_below=True)
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "cache_share":
-                if not (isinstance(value, int | float) and 0 < value <= 1):
-                    raise PromptError(f"cache_share is {value!r}; expected over 0 to 1")
-            elif not (field.name == "cache_tokens" and value is None) and (
-                not isinstance(value, int) or isinstance(value, bool) or value < 1
-            ):
-                raise PromptError(f"{field.name} is {value!r}; expected a whole number, 1 or more")
+            if field.name != "cache_share":
+                check_whole(field.name, getattr(self, field.name), 1, or_none=field.name == "cache_tokens")

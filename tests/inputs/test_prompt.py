@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from phi4mm.errors import CheckpointError, PromptError
 from phi4mm.inputs.prompt import MediaPlace, parse_tool_calls, render, speech_prompt
 from phi4mm.inputs.tokenizer import TextStream, Tokenizer
-from phi4mm.types import Request
+from phi4mm.types import Request, SamplingParams
 from tests.conftest import CONTROL_IDS, CONTROL_TOKENS
 
 IMAGE, AUDIO = b"image", b"audio"  # media are not read here
@@ -112,9 +112,8 @@ def test_any_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
         (Request("x", history=[{"role": "user"}]), ("turn 1", "content")),
         (Request("x", history=["hello"]), ("turn 1", "hello")),
         (Request("x", tools=[{"f": object()}]), ("tools", "JSON")),
-        (Request("x", tools={"name": "f"}), ("tools", "list")),
+        (Request("x", tools=["f"]), ("tools", "mappings")),
         (Request("half \ud800 a character"), ("surrogate",)),
-        (Request("x", system=5), ("system", "int")),
     ],
 )
 def test_bad_prompts(tokenizer: Tokenizer, request_: Request, words: tuple[str, ...]) -> None:
@@ -129,6 +128,10 @@ def test_bad_prompts(tokenizer: Tokenizer, request_: Request, words: tuple[str, 
         {"text": 5},
         {"images": "cat.png"},
         {"audios": b"RIFF"},
+        {"system": 5},
+        {"tools": {"name": "f"}},
+        {"adapter": 5},
+        {"sampling": {"top_k": 3}},
         {"stop": "end"},
         {"stop": [""]},
         {"max_new_tokens": 0},
@@ -142,11 +145,11 @@ def test_bad_prompts(tokenizer: Tokenizer, request_: Request, words: tuple[str, 
 )
 def test_bad_options(fields: dict[str, object]) -> None:
     with pytest.raises(PromptError, match=next(iter(fields))):
-        Request(**{"text": "x", **fields})
+        Request.make(**{"text": "x", **fields})
 
 
 def test_request_of_mapping() -> None:
-    assert Request.of({"text": "x", "top_k": 3}) == Request("x", top_k=3)
+    assert Request.of({"text": "x", "top_k": 3}) == Request("x", sampling=SamplingParams(top_k=3))
     with pytest.raises(PromptError, match="tmperature"):
         Request.of({"text": "x", "tmperature": 1})
     with pytest.raises(PromptError, match="int"):
