@@ -6,8 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from phi4mm.cli import add_model_options, load_model, prepare_environment, report
-from phi4mm.errors import Phi4MMError
+from phi4mm.cli import add_model_options, exit_code, load_model, prepare_environment
 
 PROGRAM = "phi4mm"
 
@@ -16,7 +15,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PROGRAM}",
         description="Ask about text, images and audio; the answer is printed as it comes.",
-        epilog="To transcribe files, see python -m phi4mm.asr --help. Exit code: 0 answered, 1 failed, 2 usage.",
+        epilog="To transcribe files, see python -m phi4mm.asr --help. Exit code: 0 answered, 1 failed, 2 usage, "
+        "130 interrupted.",
     )
     parser.add_argument("question", nargs="?", default="", help="the question (may be spoken in --audio instead)")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
@@ -38,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.question or options.image or options.audio):
         parser.error("ask something: a question, --image or --audio")
-    try:
-        pieces = load_model(options).stream(
+    return exit_code(PROGRAM, lambda: _ask(options))
+
+
+def _ask(options: argparse.Namespace) -> int:
+    with load_model(options) as model:
+        pieces = model.stream(
             options.question,
             images=options.image,
             audios=options.audio,
@@ -52,9 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
-    except Phi4MMError as error:
-        report(PROGRAM, error)
-        return 1
     return 0
 
 
