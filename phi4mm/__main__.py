@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from phi4mm.cli import add_model_options, exit_code, load_model, prepare_environment
+from phi4mm.errors import PromptError
+from phi4mm.types import Request
 
 PROGRAM = "phi4mm"
 
@@ -38,12 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.question or options.image or options.audio):
         parser.error("ask something: a question, --image or --audio")
-    return exit_code(PROGRAM, lambda: _ask(options))
-
-
-def _ask(options: argparse.Namespace) -> int:
-    with load_model(options) as model:
-        pieces = model.stream(
+    try:
+        request = Request.make(
             options.question,
             images=options.image,
             audios=options.audio,
@@ -53,7 +51,14 @@ def _ask(options: argparse.Namespace) -> int:
             top_p=options.top_p,
             seed=options.seed,
         )
-        for piece in pieces:
+    except PromptError as error:
+        parser.error(str(error))
+    return exit_code(PROGRAM, lambda: _answer(request, options))
+
+
+def _answer(request: Request, options: argparse.Namespace) -> int:
+    with load_model(options) as model:
+        for piece in model.submit(request):
             print(piece, end="", flush=True)
         print()
     return 0
