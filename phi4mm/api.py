@@ -274,7 +274,7 @@ class Phi4MM:
             task: "transcribe", "translate", "transcribe_translate" or "summarize".
             to: the language to translate to, in English ("German").
             prompt: your own wording, instead of the task's.
-            hotwords: names and terms that may occur; the model is told of them in the prompt.
+            hotwords: names and terms that may occur; the prompt lists them.
             **options: the fields of ``SpeechOptions`` (vad, channel, max_piece, ...), adapter, and those of
                 ``SamplingParams``.
 

@@ -291,14 +291,14 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of audio with its words.
+    """A part of an audio with its words.
 
     Attributes:
         start, end: where it is said, in seconds from the audio's start.
         text: what is said.
         avg_logprob: mean natural log-probability of its tokens; like all below, ``None`` where not measured.
         compression_ratio: how many times shorter zlib makes the text; over about 2.4 it repeats itself.
-        no_speech_prob: how probably there is no speech, as the speech detector hears it.
+        no_speech_prob: 1 minus the speech detector's mean probability of speech.
         temperature: at which it was decoded; over 0 where lower ones failed.
         words: when each word is said (``word_timestamps=True``).
     """

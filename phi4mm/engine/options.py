@@ -14,8 +14,7 @@ class EngineOptions:
     Attributes:
         max_rows: the most rows that are decoded together.
         cache_tokens: tokens that the KV cache holds, of all rows and kept prefixes together; ``None``: ``cache_share``
-            of the memory that is free when the first row comes, on a CPU at most 131,072 tokens or one row of the
-            model's full length.
+            of the memory that is free when the first row comes, on a CPU at most 131,072 tokens.
         cache_share: that share, 0 to 1.
         prefill_tokens: prompt tokens computed between two decode steps; four times as many where no row is decoded.
         encoder_frames, encoder_crops: log-mel frames, or crops of images, encoded between two decode steps.
