@@ -38,7 +38,7 @@ from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
-from phi4mm.validate import check_whole
+from phi4mm.validate import check_known, check_whole
 
 _Result = TypeVar("_Result")
 
@@ -323,6 +323,7 @@ class Phi4MM:
             PromptError: an option is bad.
         """
         check_whole("batch_size", batch_size, 1)
+        check_known(options, DecodingOptions.__annotations__)
         request = Request.make(speech_prompt(task, to, prompt=prompt), **options)
         durations: dict[int, float] = {}
 

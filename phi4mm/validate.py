@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from phi4mm.errors import PromptError
@@ -17,6 +17,12 @@ def wrong(name: str, value: Any, expected: str) -> PromptError:
 def is_whole(value: Any) -> bool:
     """Whether a value is an int; ``True`` and ``False`` are not."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_known(names: Iterable[str], known: Collection[str]) -> None:
+    """Names of options that are all known."""
+    if unknown := [name for name in names if name not in known]:
+        raise PromptError(f"unknown options {', '.join(unknown)}; known are {', '.join(known)}")
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None, *, or_none: bool = False) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from phi4mm.errors import PromptError
 from phi4mm.types import DecodingOptions
-from phi4mm.validate import check_bool, check_number, check_whole, wrong
+from phi4mm.validate import check_bool, check_known, check_number, check_whole, wrong
 
 LONGEST_SUMMARY = 1800.0  # seconds: Phi-4-multimodal was trained to summarise up to 30 minutes
 
@@ -76,10 +75,7 @@ class SpeechOptions:
         Raises:
             PromptError: an option is not known, a value is bad, or it does not go with the task.
         """
-        unknown = [name for name in options if name not in TranscribeOptions.__annotations__]
-        if unknown:
-            known = ", ".join(TranscribeOptions.__annotations__)
-            raise PromptError(f"unknown options {', '.join(unknown)}; known are {known}")
+        check_known(options, TranscribeOptions.__annotations__)
         if task == "summarize":
             options = {"max_piece": LONGEST_SUMMARY, "min_silence": LONGEST_SUMMARY, **options}
         names = {field.name for field in fields(cls)}
