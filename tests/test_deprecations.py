@@ -8,7 +8,7 @@ from phi4mm import Phi4MM, Route
 
 
 def test_fold_pack_and_unfold() -> None:
-    with pytest.warns(DeprecationWarning) as caught:
+    with pytest.warns(DeprecationWarning, match="is deprecated; use") as caught:
         model = Phi4MM.from_pretrained(dtype="bfloat16", fold="speech", pack=True)
     assert [str(warning.message) for warning in caught] == [
         "fold= is deprecated; use merge=",
