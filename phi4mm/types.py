@@ -14,7 +14,7 @@ from phi4mm.validate import check_number, check_sequence, check_strings, check_w
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
-_SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
+_SEEDS = range(-(2**63), 2**64)  # 64 bits, with a sign or without, as torch.Generator takes them
 
 
 class Modality(StrEnum):
@@ -181,8 +181,8 @@ class Request:
             check_sequence(name, getattr(self, name), f"{name}, even for a single one")
         if not isinstance(self.system, str | None):
             raise wrong("system", self.system, "a string or None")
-        names = (self.adapter,) if isinstance(self.adapter, str | None) else self.adapter
-        if not isinstance(names, tuple) or not all(isinstance(name, str | None) for name in names):
+        names = self.adapter if isinstance(self.adapter, tuple) else ()
+        if not isinstance(self.adapter, str | tuple | None) or not all(isinstance(name, str) for name in names):
             raise wrong("adapter", self.adapter, "a name, a tuple of names, or None")
         if not isinstance(self.sampling, SamplingParams):
             raise wrong("sampling", self.sampling, "SamplingParams")
@@ -203,7 +203,7 @@ class Request:
         return cls.make(**{str(key): item for key, item in value.items()})
 
     @classmethod
-    def make(cls, text: str = "", **options: Any) -> Request:
+    def make(cls, /, text: str = "", **options: Any) -> Request:
         """A request from its fields, those of ``SamplingParams`` among them or together as ``sampling``.
 
         Raises:
