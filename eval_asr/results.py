@@ -112,7 +112,7 @@ def manifest_name(model: str, path: str, name: str, split: str) -> str:
 def parse_manifest_name(name: str) -> SetName:
     """The parts of a results file's name.
 
-    The name does not say where one part ends and the next begins when parts hold underscores. A set without a
+    The name does not show where one part ends and the next begins when parts hold underscores. A set without a
     configuration leaves two underscores in a row, between its path and its split; otherwise the path and the split
     are taken to have none. ``set_name`` knows better where the settings are at hand.
 

@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from phi4mm.cli import add_model_options, load_model, prepare_environment, report
-from phi4mm.errors import Phi4MMError
+from phi4mm.cli import add_model_options, exit_code, load_model, prepare_environment
+from phi4mm.errors import PromptError
+from phi4mm.types import Request
 
 PROGRAM = "phi4mm"
 
@@ -16,7 +17,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PROGRAM}",
         description="Ask about text, images and audio; the answer is printed as it comes.",
-        epilog="To transcribe files, see python -m phi4mm.asr --help. Exit code: 0 answered, 1 failed, 2 usage.",
+        epilog="To transcribe files, see python -m phi4mm.asr --help. Exit code: 0 answered, 1 failed, 2 usage, "
+        "130 interrupted.",
     )
     parser.add_argument("question", nargs="?", default="", help="the question (may be spoken in --audio instead)")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (options.question or options.image or options.audio):
         parser.error("ask something: a question, --image or --audio")
     try:
-        pieces = load_model(options).stream(
+        request = Request.make(
             options.question,
             images=options.image,
             audios=options.audio,
@@ -49,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top_p=options.top_p,
             seed=options.seed,
         )
-        for piece in pieces:
+    except PromptError as error:
+        parser.error(str(error))
+    return exit_code(PROGRAM, lambda: _answer(request, options))
+
+
+def _answer(request: Request, options: argparse.Namespace) -> int:
+    with load_model(options) as model:
+        for piece in model.submit(request):
             print(piece, end="", flush=True)
         print()
-    except Phi4MMError as error:
-        report(PROGRAM, error)
-        return 1
     return 0
 
 

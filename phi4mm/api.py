@@ -18,7 +18,7 @@ import torch
 from phi4mm.adapters import Adapters
 from phi4mm.checkpoint import save_checkpoint
 from phi4mm.devices import DeviceInfo, describe
-from phi4mm.engine.client import Client, check_batch_size
+from phi4mm.engine.client import Client
 from phi4mm.engine.core import Core
 from phi4mm.engine.encoders import Encoders
 from phi4mm.engine.handle import Handle
@@ -31,13 +31,14 @@ from phi4mm.engine.runner import MakeRunner, ModelRunner
 from phi4mm.errors import BatchError, Phi4MMError
 from phi4mm.inputs.audio import load_audio, stream_audio
 from phi4mm.inputs.processor import Processor, Row
-from phi4mm.inputs.prompt import speech_prompt, with_hotwords
+from phi4mm.inputs.prompt import speech_prompt
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.loading import load
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
+from phi4mm.validate import check_known, check_whole
 
 _Result = TypeVar("_Result")
 
@@ -232,7 +233,7 @@ class Phi4MM:
             PromptError: ``batch_size`` is not a whole number of 1 or more.
             BatchError: some requests are bad; its ``results`` hold the replies to the others.
         """
-        check_batch_size(batch_size)
+        check_whole("batch_size", batch_size, 1)
 
         def read(request: Request | Mapping[str, Any]) -> tuple[Request, Row]:
             made = Request.of(request)
@@ -273,7 +274,7 @@ class Phi4MM:
             task: "transcribe", "translate", "transcribe_translate" or "summarize".
             to: the language to translate to, in English ("German").
             prompt: your own wording, instead of the task's.
-            hotwords: names and terms that may occur; the model is told of them in the prompt.
+            hotwords: names and terms that may occur; the prompt lists them.
             **options: the fields of ``SpeechOptions`` (vad, channel, max_piece, ...), adapter, and those of
                 ``SamplingParams``.
 
@@ -300,8 +301,7 @@ class Phi4MM:
         that is out of range raises here; audio that cannot be read, when the segment is asked for that meets it.
         """
         speech, decoding = SpeechOptions.split(options, task=task)
-        text = with_hotwords(speech_prompt(task, to) if prompt is None else prompt, hotwords)
-        request = Request.make(text, **decoding)
+        request = Request.make(speech_prompt(task, to, prompt=prompt, hotwords=hotwords), **decoding)
         return Transcription(self._client, stream_audio(audio, channel=speech.channel), request, speech)
 
     def transcribe_batch(
@@ -322,8 +322,9 @@ class Phi4MM:
             BatchError: some clips are bad; its ``results`` hold the transcripts of the others.
             PromptError: an option is bad.
         """
-        check_batch_size(batch_size)
-        request = Request.make(speech_prompt(task, to) if prompt is None else prompt, **options)
+        check_whole("batch_size", batch_size, 1)
+        check_known(options, DecodingOptions.__annotations__)
+        request = Request.make(speech_prompt(task, to, prompt=prompt), **options)
         durations: dict[int, float] = {}
 
         def read(index: int) -> tuple[Request, Row]:

@@ -1,9 +1,11 @@
-"""What the command lines share: the options that name a model, and how an error is reported."""
+"""What the command lines share: the options that name a model, exit codes, and how an error is reported."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from phi4mm.environment import prepare_environment as prepare_environment
@@ -11,6 +13,8 @@ from phi4mm.errors import Phi4MMError
 
 if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +51,31 @@ def load_model(options: argparse.Namespace) -> Phi4MM:
     return Phi4MM.from_pretrained(options.model, device=options.device, dtype=options.dtype)
 
 
-def report(program: str, error: Exception) -> None:
+def exit_code(program: str, command: Callable[[], int]) -> int:
+    """Run a command.
+
+    Args:
+        program: its name, for messages.
+        command: returns its exit code.
+
+    Returns:
+        That code; after an error 1, and after Ctrl-C 130, each with one line on standard error; 1 where whoever read
+        its output has gone.
+    """
+    try:
+        return command()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Phi4MMError as error:
+        report(program, error)
+        return 1
+    except KeyboardInterrupt:
+        report(program, "interrupted")
+        return INTERRUPTED
+
+
+def report(program: str, error: Exception | str) -> None:
     """Report an error in one line on standard error."""
     message = " ".join(str(error).split())
     print(f"{program}: {message}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol, TypedDict
 
 from phi4mm.errors import PromptError
+from phi4mm.validate import check_number, check_sequence, check_strings, check_whole, is_whole, wrong
 
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_LOGPROBS = 20
@@ -109,36 +110,32 @@ class SamplingParams:
     processors: Sequence[LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
-        _whole("max_new_tokens", self.max_new_tokens, 1)
-        _number("temperature", self.temperature, 0.0, 100.0)
-        _number("top_p", self.top_p, 0.0, 1.0, open_below=True)
-        _whole("top_k", self.top_k, 0)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_below=True)
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        check_whole("max_new_tokens", self.max_new_tokens, 1)
+        check_number("temperature", self.temperature, 0.0, 100.0)
+        check_number("top_p", self.top_p, 0.0, 1.0, open_below=True)
+        check_whole("top_k", self.top_k, 0)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_below=True)
+        check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if not isinstance(self.logit_bias, Mapping):
-            raise _wrong("logit_bias", self.logit_bias, "a mapping of token ids to numbers")
+            raise wrong("logit_bias", self.logit_bias, "a mapping of token ids to numbers")
         for token_id, bias in self.logit_bias.items():
-            _whole("logit_bias: token id", token_id, 0)
-            _number(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
+            check_whole("logit_bias: token id", token_id, 0)
+            check_number(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
         for name in ("banned_tokens", "stop_token_ids"):
-            _sequence(name, getattr(self, name), "token ids")
+            check_sequence(name, getattr(self, name), "token ids")
             for token_id in getattr(self, name):
-                _whole(f"{name}: token id", token_id, 0)
-        _sequence("stop", self.stop, "strings")
-        for stop in self.stop:
-            if not (isinstance(stop, str) and stop):
-                raise _wrong("stop", stop, "non-empty strings")
-        if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _whole("n", self.n, 1, MAX_CHOICES)
-        if self.seed is not None and (not _is_whole(self.seed) or self.seed not in _SEEDS):
-            raise _wrong("seed", self.seed, "a whole number of up to 64 bits, or None")
-        _sequence("processors", self.processors, "functions")
+                check_whole(f"{name}: token id", token_id, 0)
+        check_strings("stop", self.stop)
+        check_whole("logprobs", self.logprobs, 0, MAX_LOGPROBS, or_none=True)
+        check_whole("n", self.n, 1, MAX_CHOICES)
+        if self.seed is not None and (not is_whole(self.seed) or self.seed not in _SEEDS):
+            raise wrong("seed", self.seed, "a whole number of up to 64 bits, or None")
+        check_sequence("processors", self.processors, "functions")
         for processor in self.processors:
             if not callable(processor):
-                raise _wrong("processors", processor, "functions of (token_ids, logits)")
+                raise wrong("processors", processor, "functions of (token_ids, logits)")
 
     @property
     def is_greedy(self) -> bool:
@@ -179,16 +176,16 @@ class Request:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise _wrong("text", self.text, "a string")
+            raise wrong("text", self.text, "a string")
         for name in ("images", "audios", "history", "tools"):
-            _sequence(name, getattr(self, name), f"{name}, even for a single one")
+            check_sequence(name, getattr(self, name), f"{name}, even for a single one")
         if not isinstance(self.system, str | None):
-            raise _wrong("system", self.system, "a string or None")
+            raise wrong("system", self.system, "a string or None")
         names = self.adapter if isinstance(self.adapter, tuple) else ()
         if not isinstance(self.adapter, str | tuple | None) or not all(isinstance(name, str) for name in names):
-            raise _wrong("adapter", self.adapter, "a name, a tuple of names, or None")
+            raise wrong("adapter", self.adapter, "a name, a tuple of names, or None")
         if not isinstance(self.sampling, SamplingParams):
-            raise _wrong("sampling", self.sampling, "SamplingParams")
+            raise wrong("sampling", self.sampling, "SamplingParams")
         if not (self.text.strip() or self.images or self.audios or self.history or self.system):
             raise PromptError("the request is empty; expected a text that is not blank, an image or audio")
 
@@ -222,38 +219,13 @@ class Request:
         if chosen:
             base = rest.pop("sampling", SamplingParams())
             if not isinstance(base, SamplingParams):
-                raise _wrong("sampling", base, "SamplingParams")
+                raise wrong("sampling", base, "SamplingParams")
             rest["sampling"] = replace(base, **chosen)
         return cls(text, **rest)
 
 
 def _names(kind: type[Request] | type[SamplingParams]) -> set[str]:
     return {field.name for field in fields(kind)}
-
-
-def _wrong(name: str, value: Any, expected: str) -> PromptError:
-    shown = " ".join(f"{value!r:.80}".split())  # an array's has line breaks
-    return PromptError(f"{name} is {shown}; expected {expected}")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if not _is_whole(value) or value < least or (most is not None and value > most):
-        raise _wrong(name, value, f"a whole number, {least} or more" if most is None else f"{least} to {most}")
-
-
-def _number(name: str, value: Any, low: float, high: float, *, open_below: bool = False) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or (open_below and value == low):
-        raise _wrong(name, value, f"{'over ' if open_below else ''}{low:g} to {high:g}")
-
-
-def _sequence(name: str, value: Any, of: str) -> None:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
-        raise _wrong(name, value, f"a list of {of}")
 
 
 @dataclass(frozen=True)
@@ -319,14 +291,14 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of audio with its words.
+    """A part of an audio with its words.
 
     Attributes:
         start, end: where it is said, in seconds from the audio's start.
         text: what is said.
         avg_logprob: mean natural log-probability of its tokens; like all below, ``None`` where not measured.
         compression_ratio: how many times shorter zlib makes the text; over about 2.4 it repeats itself.
-        no_speech_prob: how probably there is no speech, as the speech detector hears it.
+        no_speech_prob: 1 minus the speech detector's mean probability of speech.
         temperature: at which it was decoded; over 0 where lower ones failed.
         words: when each word is said (``word_timestamps=True``).
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from phi4mm.asr.files import Input, duplicates, find_inputs, readable
 from phi4mm.asr.parser import PROGRAM, make_parser, parse
 from phi4mm.asr.progress import Progress
 from phi4mm.asr.writers import Lines, Writer, writers
-from phi4mm.cli import load_model, prepare_environment, report
+from phi4mm.cli import exit_code, load_model, prepare_environment, report
 from phi4mm.errors import Phi4MMError, PromptError
 from phi4mm.types import Request, Segment, Transcript
 
@@ -23,45 +22,43 @@ if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
     from phi4mm.transcription.transcriber import Transcription
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     prepare_environment()
     parser = make_parser()
     options = parse(parser, sys.argv[1:] if arguments is None else arguments)
+    return exit_code(PROGRAM, lambda: _run(parser, options))
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.completion:
         return _print_completion(parser, options.completion)
     inputs = find_inputs(options.files, recursive=options.recursive)
     speech = _speech_options(options)
     _check_usage(parser, options, speech, inputs)
-    try:
-        model = load_model(options)
+    with load_model(options) as model:
         if options.mic:
             _listen(model, speech)
             return 0
-    except Phi4MMError as error:
-        report(PROGRAM, error)
-        return 1
+        return _transcribe(model, inputs, options, speech)
+
+
+def _transcribe(model: Phi4MM, inputs: Sequence[Input], options: argparse.Namespace, speech: dict[str, Any]) -> int:
+    """Transcribe all inputs and return the exit code; what went wrong is reported at the end, or at Ctrl-C."""
     failures: list[Exception] = []
-    interrupted = False
     paths = [item.path for item in inputs]
-    with Progress(paths, each_channel=options.channel == "each", quiet=options.quiet) as progress:
-        try:
+    try:
+        with Progress(paths, each_channel=options.channel == "each", quiet=options.quiet) as progress:
             jobs = _jobs(model, inputs, options, speech, failures)
             if options.stream:
                 _print_words(jobs, failures)
             else:
                 _write_transcripts(jobs, options, progress, failures)
-        except BrokenPipeError:  # whoever read our output has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except KeyboardInterrupt:
-            interrupted = True
-    for failure in failures:
-        report(PROGRAM, failure)
-    return INTERRUPTED if interrupted else int(bool(failures))
+    finally:
+        for failure in failures:
+            report(PROGRAM, failure)
+    return int(bool(failures))
 
 
 def _check_usage(
@@ -86,10 +83,11 @@ def _check_usage(
     if options.output_dir is not None and (repeated := duplicates(inputs)):
         parser.error(f"outputs of {', '.join(repeated)} would overwrite those of another input; use two commands")
     try:
-        speech_prompt(speech["task"], speech["to"])
-        names = ("task", "to", "prompt", "hotwords")
-        _, decoding = SpeechOptions.split({name: value for name, value in speech.items() if name not in names})
-        Request(**decoding)
+        prompt = {name: speech[name] for name in ("prompt", "hotwords")}
+        text = speech_prompt(speech["task"], speech["to"], **prompt)
+        others = {name: value for name, value in speech.items() if name not in ("task", "to", *prompt)}
+        _, decoding = SpeechOptions.split(others, task=speech["task"])
+        Request.make(text, **decoding)
     except PromptError as error:
         parser.error(str(error))
 

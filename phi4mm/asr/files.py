@@ -39,7 +39,7 @@ class Input:
 def find_inputs(names: Sequence[str], *, recursive: bool) -> list[Input]:
     """Every input, in the order of ``names``; those of a glob or a folder in alphabetical order.
 
-    A name that is neither a file nor a folder nor matches as a glob is kept as it is: reading it tells what is wrong.
+    A name that is neither a file nor a folder nor matches as a glob is kept as it is: reading it raises what is wrong.
 
     Args:
         names: files, quoted globs (``**`` for any depth), folders, "-".

@@ -32,17 +32,18 @@ _TAIL = """\
    that would grow beyond `--max-piece` is cut in the middle of the longest pause in its second half, or where it is
    quietest if there is none. A piece keeps up to 0.4 s of what is around its speech. What is steady (its level varies
    by less than 3 dB) or has less than 0.1 s of sure speech is passed over; but a file of up to 3 s in which nothing
-   else is found is handed over whole if 0.03 s of it are speech and its level varies by 6 dB or more.
-3. Pieces are decoded together, `--batch-size` at a time, also those of different files. A reply that repeats itself
-   (`--compression-ratio-threshold`) or is improbable (`--logprob-threshold`) is decoded again at higher temperatures,
-   as Whisper does. If all attempts fail, the least repetitive, then most probable one is kept. `no_speech_prob` is 1
-   minus the detector's mean probability of speech: the model has no token for it.
-4. Each piece is a segment. Its start and end are those of its speech as the detector hears them; a breath before it, of
+   else is found is transcribed whole if 0.03 s of it are speech and its level varies by 6 dB or more.
+3. Up to `--batch-size` pieces are decoded together, also those of different files; where one ends, the next begins. A
+   reply that repeats itself (`--compression-ratio-threshold`) or is improbable (`--logprob-threshold`) is decoded again
+   at higher temperatures, as Whisper does, beside the pieces that follow. If all attempts fail, the least repetitive,
+   then most probable one is kept. `no_speech_prob` is 1 minus the detector's mean probability of speech: the model has
+   no token for it.
+4. Each piece is a segment. Its start and end are those of its speech as the detector finds it; a breath before it, of
    less than 0.1 s and with a pause after it, does not count. Subtitles divide a long segment into cues, each with the
    times of its words (`--word-timestamps`) or else its share of the segment's characters: those inner times are
    estimates.
 5. `--word-timestamps` estimates when each word is said. What the decoder attends to while it writes a word lies at the
-   word's middle. Between the middles of two words the longest stretch that is quiet beside both is taken for the pause
+   word's middle. Between the middles of two words the longest span that is quiet beside both is taken for the pause
    between them; without one, they meet where it is quietest. `adapters/speech/README.md` has the error on clips of
    known timing; where words run into one another it is larger.
 
@@ -56,10 +57,10 @@ that it takes for 30 s, or less:
 | kokoro-af_bella and kokoro-bm_george, `--audible 30 --minutes 34` | 495 | 2.65 % | 2.99 % | 0.03 s | 0.19 s |
 | AN4, `--align` | 385 (98 different) | 6.38 % | 5.40 % | 0.05 s | 0.19 s |
 
-Where a clip of flite's or kokoro's synthetic voices begins to be heard is certain. Where a recorded one begins to
-speak, after breaths and clicks, is what PocketSphinx's forced alignment of its text says. The manifests are those that
+Where the sound of flite's or kokoro's synthetic voices begins is certain. Where speech begins in a recording, after
+breaths and clicks, is taken from PocketSphinx's forced alignment of its text. The manifests are those that
 `python -m phi4mm.train --stages features` leaves in `held_out`; but kokoro's are short, so each voice spoke
-`numbers_script(random, singles=5, sequences=150, numbers=50)` of `phi4mm/train/words.py` anew.
+`numbers_script(random, singles=5, sequences=150, numbers=50)` of `phi4mm/train/words.py` once more.
 
 Files are written beside their place and then moved there: whole or not at all.
 

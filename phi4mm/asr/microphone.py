@@ -24,21 +24,21 @@ def microphone() -> Iterator[tuple[np.ndarray, int]]:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: its PortAudio library is missing
         raise AudioError(f"microphone: sounddevice is not available ({error}); pip install 'phi4mm[mic]'") from error
-    heard: SimpleQueue[np.ndarray] = SimpleQueue()
+    recorded: SimpleQueue[np.ndarray] = SimpleQueue()
 
-    def hear(samples: np.ndarray, num_frames: int, time: Any, status: Any) -> None:
-        heard.put(samples[:, 0].copy())
+    def record(samples: np.ndarray, num_frames: int, time: Any, status: Any) -> None:
+        recorded.put(samples[:, 0].copy())
 
     try:
         stream = sounddevice.InputStream(
-            samplerate=SAMPLING_RATE, blocksize=BLOCK, channels=1, dtype="float32", callback=hear
+            samplerate=SAMPLING_RATE, blocksize=BLOCK, channels=1, dtype="float32", callback=record
         )
     except sounddevice.PortAudioError as error:
         raise AudioError(f"microphone: cannot be opened ({error}); check that one is connected") from error
     with stream:
         while True:
             try:
-                samples = heard.get()
+                samples = recorded.get()
             except KeyboardInterrupt:
                 return
             yield samples, SAMPLING_RATE

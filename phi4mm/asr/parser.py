@@ -86,13 +86,13 @@ def _add_speech(parser: argparse.ArgumentParser) -> None:
         help="cut longer speech (default: what the checkpoint was trained on)",
     )
     group.add_argument("--min-silence", type=float, metavar="SECONDS", help="a pause that ends a piece (default: 1)")
-    group.add_argument("--vad-threshold", type=float, default=0.5, metavar="P", help="lower hears more (default: 0.5)")
+    group.add_argument("--vad-threshold", type=float, default=0.5, metavar="P", help="lower finds more (default: 0.5)")
     group.add_argument("--no-vad", action="store_true", help="transcribe everything, silence and noise too")
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
-    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="pieces decoded together (default: 8)")
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pieces decoded together (default: 16)")
     group.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="per piece (default: 512)")
     group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
     group.add_argument("--seed", type=int, metavar="N", help="for a repeatable result at a temperature over 0")

@@ -52,7 +52,7 @@ class Progress:
 
 
 def seconds(path: str, *, each_channel: bool) -> float:
-    """How long the transcribed audio of a file is by its header; 0 where that says nothing, or reading uses it up."""
+    """How long the transcribed audio of a file is by its header; 0 where it is not there, or reading uses it up."""
     from phi4mm.inputs.audio import num_channels
     from phi4mm.inputs.audio_file import audio_seconds
 

@@ -23,7 +23,7 @@ from phi4mm.model.rope import rotary_scale
 
 FORMAT_VERSION = 1
 _LAYOUTS: dict[str, Layout] = {"phi4mm": "microsoft", "phi4_multimodal": "transformers", "phi3": "phi3"}
-_END_OF_TURN = 200020  # "<|end|>": Microsoft's code stops there, whatever config.json says
+_END_OF_TURN = 200020  # "<|end|>": Microsoft's code stops there, whatever is in config.json
 
 _DECODER_ACCEPTED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
@@ -225,7 +225,7 @@ def _transformers(settings: Settings, max_crops: int) -> tuple[VisionConfig, Spe
 
 
 def _microsoft(settings: Settings, max_crops: int) -> tuple[VisionConfig, SpeechConfig]:
-    """``embd_layer`` and ``audio_processor``. The vision tower's shape is so400m-448 unless ``vision_config`` says.
+    """``embd_layer`` and ``audio_processor``. The vision tower's shape is so400m-448 unless ``vision_config`` gives it.
 
     Token ids are not in Microsoft's files either; ``vision_config.image_token_id`` and
     ``audio_processor.config.audio_token_id`` may give other ones than the usual.

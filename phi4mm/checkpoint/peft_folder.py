@@ -107,7 +107,7 @@ def check_adapter_config(folder: Path, expected: AdapterConfig) -> None:
     if (found.rank, found.alpha) != (expected.rank, expected.alpha):
         raise CheckpointError(
             f"{folder / 'adapter_config.json'}: r is {found.rank} and lora_alpha {found.alpha:g}, expected "
-            f"{expected.rank} and {expected.alpha:g} as the model's configuration says of adapter {expected.name!r}; "
+            f"{expected.rank} and {expected.alpha:g} as in the model's configuration of adapter {expected.name!r}; "
             "correct the one that is wrong"
         )
 

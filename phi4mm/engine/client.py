@@ -15,7 +15,7 @@ from phi4mm.engine.engine import Engine, Ticket, closed_error
 from phi4mm.engine.handle import Handle
 from phi4mm.engine.intake import Intake
 from phi4mm.engine.row import Group, Prompt
-from phi4mm.errors import AdapterError, Phi4MMError, PromptError
+from phi4mm.errors import AdapterError, Phi4MMError
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Reply, Request
@@ -183,16 +183,6 @@ class AdapterUsers:
     def allow(self, adapter: str) -> None:
         with self._changed:
             self._retired.discard(adapter)
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuse what is not a number of rows.
-
-    Raises:
-        PromptError: it is not a whole number of 1 or more.
-    """
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise PromptError(f"batch_size is {batch_size!r}; expected a whole number, 1 or more")
 
 
 def make_handle(n: int) -> Handle:

@@ -25,10 +25,10 @@ class Extent:
     capacity: int
 
 
-def capacity_for(num_tokens: int) -> int:
-    """The tokens of the extent that a row of ``num_tokens`` gets: at most a quarter more beyond 512, so that rows of
-    similar length have extents of one size, which attention can read in one call."""
-    blocks = max(-(-num_tokens // BLOCK), 1)
+def capacity_for(num_tokens: int, least: int = BLOCK) -> int:
+    """The tokens of the extent that a row of ``num_tokens`` gets: ``least``, or at most a quarter more than it needs
+    beyond 512, so that rows of similar length have extents of one size, which attention can read in one call."""
+    blocks = max(-(-max(num_tokens, least) // BLOCK), 1)
     size = 1 << (blocks - 1).bit_length()
     if blocks > _ALIGNED:
         step = 1 << (blocks.bit_length() - 3)
@@ -41,14 +41,16 @@ class Arena:
 
     Args:
         num_tokens: the bound; rounded down to whole blocks.
+        least: tokens of the smallest extent.
 
     Attributes:
         num_tokens: how many it holds.
         num_used: how many are in extents.
     """
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, num_tokens: int, least: int = BLOCK) -> None:
         self.num_tokens = num_tokens // BLOCK * BLOCK
+        self._least = least
         self.num_used = 0
         self._free: list[tuple[int, int]] = [(0, self.num_tokens)] if self.num_tokens else []  # start, end; sorted
 
@@ -59,7 +61,7 @@ class Arena:
 
     def allocate(self, num_tokens: int) -> Extent | None:
         """An extent for so many tokens; ``None`` where no free place is large enough."""
-        capacity = min(capacity_for(num_tokens), max(self.num_tokens, BLOCK))
+        capacity = min(capacity_for(num_tokens, self._least), max(self.num_tokens, BLOCK))
         if capacity < num_tokens:
             return None
         align = capacity if capacity <= _ALIGNED * BLOCK else BLOCK
@@ -75,7 +77,7 @@ class Arena:
 
     def extend(self, extent: Extent, num_tokens: int) -> Extent | None:
         """The extent made larger where it lies; ``None`` where what follows it is not free."""
-        end, capacity = extent.start + extent.capacity, min(capacity_for(num_tokens), self.num_tokens)
+        end, capacity = extent.start + extent.capacity, min(capacity_for(num_tokens, self._least), self.num_tokens)
         new_end = extent.start + capacity
         for index, (free_start, free_end) in enumerate(self._free):
             if free_start == end and new_end <= free_end:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from phi4mm.errors import PromptError
+from phi4mm.validate import check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,7 @@ class EngineOptions:
     Attributes:
         max_rows: the most rows that are decoded together.
         cache_tokens: tokens that the KV cache holds, of all rows and kept prefixes together; ``None``: ``cache_share``
-            of the memory that is free when the first row comes, on a CPU at most 131,072 tokens or one row of the
-            model's full length.
+            of the memory that is free when the first row comes, on a CPU at most 131,072 tokens.
         cache_share: that share, 0 to 1.
         prefill_tokens: prompt tokens computed between two decode steps; four times as many where no row is decoded.
         encoder_frames, encoder_crops: log-mel frames, or crops of images, encoded between two decode steps.
@@ -23,7 +22,7 @@ class EngineOptions:
         read_ahead_bytes: features of media that are read but not encoded; at least one request is read.
 
     Raises:
-        PromptError: a value is out of range.
+        PromptError: a value has the wrong type or is out of range; it names the option.
     """
 
     max_rows: int = 64
@@ -36,12 +35,7 @@ class EngineOptions:
     read_ahead_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
+        check_number("cache_share", self.cache_share, 0, 1, open_below=True)
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "cache_share":
-                if not (isinstance(value, int | float) and 0 < value <= 1):
-                    raise PromptError(f"cache_share is {value!r}; expected over 0 to 1")
-            elif not (field.name == "cache_tokens" and value is None) and (
-                not isinstance(value, int) or isinstance(value, bool) or value < 1
-            ):
-                raise PromptError(f"{field.name} is {value!r}; expected a whole number, 1 or more")
+            if field.name != "cache_share":
+                check_whole(field.name, getattr(self, field.name), 1, or_none=field.name == "cache_tokens")

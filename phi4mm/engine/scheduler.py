@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from phi4mm.engine.kv_cache import Arena, Extent
+from phi4mm.engine.kv_cache import BLOCK, Arena, Extent
 from phi4mm.engine.options import EngineOptions
 from phi4mm.engine.prefix_cache import PREFIX_BLOCK, Entry, PrefixCache
 from phi4mm.engine.row import MediumState, Row
 
+_LEAST = 256  # tokens of the smallest extent, where there is room: short rows are then read in one call
 _LOOK_AHEAD = 64  # new tokens that a row is given room for beside its prompt
 _WORTH_WAITING = 32  # tokens of a prefix that another row is just computing, from which a row waits for them
 _MOST_PASSED = 64  # rows that may be admitted before an older one for which there is no memory yet
@@ -39,7 +40,8 @@ class Scheduler:
     def __init__(self, options: EngineOptions, num_tokens: int, copy: Copy) -> None:
         self._options = options
         self._copy = copy
-        self.arena = Arena(num_tokens)
+        plenty = num_tokens >= 2 * _LEAST * options.max_rows
+        self.arena = Arena(num_tokens, _LEAST if plenty else BLOCK)
         self.prefixes = PrefixCache()
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []

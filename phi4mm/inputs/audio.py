@@ -167,15 +167,15 @@ def _no_samples(name: str) -> AudioError:
 
 
 def model_rate(sampling_rate: int) -> int:
-    """The rate at which the model hears audio of this rate: 16000 Hz, or 8000 for all below (a narrow band)."""
+    """The rate at which the model takes audio of this rate: 16000 Hz, or 8000 for all below (a narrow band)."""
     return SAMPLING_RATE if sampling_rate >= SAMPLING_RATE else LOW_SAMPLING_RATE
 
 
 def resample_for_model(waveform: Waveform) -> Waveform:
-    """Resamples to one of the two rates that the model knows, with soxr's high quality.
+    """Resamples to one of the two rates that the model takes, with soxr's high quality.
 
     16000 Hz and above become 16000. Everything below becomes 8000: the model was trained on 8 kHz audio with the upper
-    half of the spectrum empty, so a narrow band is shown to it as that, as Microsoft's own processor does for rates
+    half of the spectrum empty, so a narrow band is given to it as that, as Microsoft's own processor does for rates
     between 8000 and 16000; rates under 8000, which that processor refuses, are resampled up.
     """
     rate = model_rate(waveform.sampling_rate)
@@ -188,8 +188,8 @@ def is_narrow_band(waveform: Waveform) -> bool:
     """Whether audio at 16 kHz holds nothing above 4 kHz, so that it was recorded at 8 kHz and resampled.
 
     That is: above 5 kHz, where no resampler's slope reaches, lies less than -55 dB of the energy below 4 kHz. Speech
-    that was recorded at 16 kHz has more there, if only as noise (AN4's quietest clip: -46 dB). Of clips under 32 ms it
-    is not told.
+    that was recorded at 16 kHz has more there, if only as noise (AN4's quietest clip: -46 dB). For clips under 32 ms it
+    is always ``False``.
     """
     if waveform.sampling_rate != SAMPLING_RATE:
         return False
@@ -202,7 +202,7 @@ def is_narrow_band(waveform: Waveform) -> bool:
 
 
 def narrowed(waveform: Waveform) -> Waveform:
-    """Audio as the model hears it, at 8 kHz where it is a narrow band (see ``is_narrow_band``)."""
+    """Audio at the rate for the model, at 8 kHz where it is a narrow band (see ``is_narrow_band``)."""
     waveform = resample_for_model(waveform)
     if not is_narrow_band(waveform):
         return waveform

@@ -213,7 +213,7 @@ def _packets(container: av.container.InputContainer, name: str) -> Iterator[av.P
 
 
 def _promised_seconds(container: av.container.InputContainer, first: av.Packet[av.AudioStream]) -> float | None:
-    """How long a file says that its sound is; ``None`` where it does not say."""
+    """How long a file's sound is by its header; ``None`` where that does not give it."""
     stream, kind = container.streams.audio[0], container.format.name
     if kind == "matroska,webm":
         hours, _, rest = stream.metadata.get("DURATION", "").partition(":")

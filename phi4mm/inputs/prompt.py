@@ -14,6 +14,7 @@ from typing import Any
 from phi4mm.errors import PromptError
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.types import Request
+from phi4mm.validate import check_choice, check_strings, check_text, wrong
 
 _PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
 _TOOL_CALL_MARK = re.compile(r"(<\|/?tool_call\|>)")
@@ -41,15 +42,19 @@ class MediaPlace:
 Piece = int | MediaPlace
 
 
-def speech_prompt(task: str, language: str | None = None) -> str:
-    """The model card's wording of a speech task.
+def speech_prompt(
+    task: str, language: str | None = None, *, prompt: str | None = None, hotwords: Sequence[str] = ()
+) -> str:
+    """The instruction of a speech task, in the model card's wording unless another is given.
 
     Args:
         task: "transcribe", "translate", "transcribe_translate" (both, separated by ``<sep>``) or "summarize".
         language: what to translate to, in English ("German"); only for the two that translate.
+        prompt: the user's own wording, which stands for the task's.
+        hotwords: names and terms that may occur; they are listed after the instruction.
 
     Raises:
-        PromptError: the task is unknown, or the language is missing or out of place.
+        PromptError: one of these has the wrong type, the task is unknown, or the language is missing or out of place.
     """
     templates = {
         "transcribe": TRANSCRIBE_PROMPT,
@@ -57,22 +62,15 @@ def speech_prompt(task: str, language: str | None = None) -> str:
         "transcribe_translate": _BOTH_PROMPT,
         "summarize": _SUMMARIZE_PROMPT,
     }
-    if task not in templates:
-        raise PromptError(f"task is {task!r}; expected one of {', '.join(templates)}")
-    if ("{language}" in templates[task]) != (language is not None):
-        expected = "no language (to=None)" if language is not None else 'a language, such as to="German"'
-        raise PromptError(f"task {task!r} takes {expected}; got to={language!r}")
-    return templates[task].format(language=language)
-
-
-def with_hotwords(prompt: str, hotwords: Sequence[str]) -> str:
-    """The prompt, telling of words that may occur, if there are any.
-
-    Raises:
-        PromptError: they are one string.
-    """
-    if isinstance(hotwords, str):
-        raise PromptError(f"hotwords is the string {hotwords!r}; expected a list of words")
+    check_choice("task", task, templates)
+    check_text("to", language, or_none=True)
+    check_text("prompt", prompt, or_none=True)
+    check_strings("hotwords", hotwords, "words")
+    if prompt is None:
+        if ("{language}" in templates[task]) != (language is not None):
+            expected = "no language (to=None)" if language is not None else 'a language, such as to="German"'
+            raise PromptError(f"task {task!r} takes {expected}; got to={language!r}")
+        prompt = templates[task].format(language=language)
     return _HOTWORDS.format(prompt=prompt, words=", ".join(hotwords)) if hotwords else prompt
 
 
@@ -95,8 +93,6 @@ def render(request: Request, tokenizer: Tokenizer) -> list[Piece]:
 
     pieces: list[Piece] = []
     if request.system is not None or request.tools:
-        if not isinstance(request.system, str | None):
-            raise PromptError(f"system is a {type(request.system).__name__}; expected a string")
         pieces += [tokenizer.control("<|system|>"), *tokenizer.encode(request.system or "")]
         if request.tools:
             tools = tokenizer.encode(_tools_json(request.tools))
@@ -164,8 +160,8 @@ def _content(role: str, content: str, counts: Mapping[str, int], tokenizer: Toke
 
 
 def _tools_json(tools: Sequence[Mapping[str, Any]]) -> str:
-    if isinstance(tools, str | bytes | Mapping) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise PromptError("tools: expected a list of mappings (name, description, parameters)")
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise wrong("tools", tools, "a list of mappings (name, description, parameters)")
     try:
         return json.dumps(list(tools), ensure_ascii=False)
     except (TypeError, ValueError) as error:

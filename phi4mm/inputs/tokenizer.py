@@ -15,7 +15,7 @@ _VISIBLE = ("<|tool_call|>", "<|/tool_call|>")
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer whose control tokens can be had by name only, never from text.
+    """A byte-level BPE tokenizer whose control tokens are got by name only, never from text.
 
     Args:
         file: a ``tokenizer.json`` (Hugging Face tokenizers); its added tokens are the control tokens.

@@ -99,7 +99,7 @@ All figures are of this very checkpoint, through the public `Phi4MM`, on speaker
 it was trained on. No weights were learnt from them, but their figures were watched while the recipe was made.
 Measured by `{MEASURE}`.
 
-## How well it hears
+## Speech
 
 Word error rates. "8 kHz" and "16 kHz" are the same clips resampled first (FSDD is recorded at 8 kHz: at 16 kHz its
 upper half is empty, which is detected); "noise 20 dB" has white noise 20 dB below the speech. All audio is scaled to
@@ -108,14 +108,14 @@ the same peak (`peak_level` in `config.json`), by 30 dB at most, so it does not 
 {speech_table(figures)}
 {other_speech_figures(figures)}
 
-## How well it sees
+## Pictures
 
 Answers that are right to the letter.
 
 {picture_table(figures)}
 ## What the adapters do
 
-The same with each row's adapter switched off, and with the other modality's adapter in its place.
+The same without each row's adapter, and with the other modality's adapter in its place.
 
 {adapter_table(figures)}
 ## Limits
@@ -128,24 +128,24 @@ The same with each row's adapter switched off, and with the other modality's ada
   the {len(PRINTED)} words that the recipe prints (`PRINTED` in `phi4mm/train/drawing.py`), over most of the picture's
   width; best on wide pictures. Larger pictures are scaled down to at most {vision.max_crops} crops of \
 {vision.image_size} pixels: what is small
-  in them is not seen.
-- Its chat is a toy: letters, numbers, small sums; asked beyond that, it says that it does not know.
+  in them is lost.
+- Its chat is a toy: letters, numbers, small sums; asked beyond that, its answer is that it does not know.
 
 ## How it was made
 
 1. A byte-level BPE tokenizer of {decoder.vocab_size} entries; every word of the vocabulary is one token.
-2. The text decoder, on chat-formatted text: small questions, plain English, and turns in which words are stretched out
-   as a tower hears or sees them. Then rounded to bfloat16 and frozen.
+2. The text decoder, on chat-formatted text: small questions, plain English, and turns in which words are repeated
+   as in a tower's embeddings. Then rounded to bfloat16 and frozen.
 3. The speech tower: single digits first, then CTC on numbers, then on everything; log-mels augmented in pace, pitch,
    voice-tract length, trimming, room, channel, noise, loudness, and as expanders and noise suppression change speech.
    AN4's clips, where their speakers pause between all words, are also cut into single words and joined anew. Then on
    two views of each clip that must agree (CR-CTC, Yao et al. 2024), first augmented as much as before, then little,
    with single numbers of all speakers at 8 kHz among them; and beside them on ordinary read speech, of which a second
    classifier names pieces of words. Then its matrices are rounded to 8 bits (float8_e4m3).
-4. With the tower frozen, the audio projector, taught to say in embeddings what CTC heard; then projector and speech
+4. With the tower frozen, the audio projector, taught to give the words of CTC as embeddings; then projector and speech
    adapter through the frozen decoder, on the answers, while the projector keeps to what it was taught.
 5. The vision tower, on drawn pictures of which it is known where everything is: each patch names the shape or character
-   whose centre it holds, and each averaged token the word that it is to say; then its projector in the same way as for
+   whose centre it holds, and each averaged token the word that it stands for; then its projector in the same way as for
    speech; then tower, projector and vision adapter on the answers, a share of the questions as a stand-in for speech.
 6. The projector of audio beside a picture, in the same way, on spoken questions; all else frozen.
 
@@ -215,8 +215,8 @@ Measured by `{MEASURE}`.
 
 def speech_table(figures: Sequence[Figure]) -> str:
     """Word error rates by group and condition, in markdown."""
-    heard = [figure for figure in figures if figure.measure == "WER" and figure.condition in CONDITIONS]
-    rows = {group: {f.condition: f for f in heard if f.group == group} for group in SPEECH_GROUPS}
+    rates = [figure for figure in figures if figure.measure == "WER" and figure.condition in CONDITIONS]
+    rows = {group: {f.condition: f for f in rates if f.group == group} for group in SPEECH_GROUPS}
     lines = [["held-out speech", "clips", "words", *CONDITIONS]]
     for group, by_condition in rows.items():
         if by_condition:
@@ -237,8 +237,8 @@ def other_speech_figures(figures: Sequence[Figure]) -> str:
         )
     if (start := found.get(("word times", "start"))) and (end := found.get(("word times", "end"))):
         sentences.append(
-            f"Word time stamps (`word_timestamps=True`), on {start.count} rightly heard words of the held-out synthetic"
-            f" voices, joined at known times: starts are off by {1000 * start.value:.0f} ms, ends by "
+            f"Word time stamps (`word_timestamps=True`), on {start.count} correctly transcribed words of the held-out "
+            f"synthetic voices, joined at known times: starts are off by {1000 * start.value:.0f} ms, ends by "
             f"{1000 * end.value:.0f} ms (medians)."
         )
     return textwrap.fill(" ".join(sentences), 120)

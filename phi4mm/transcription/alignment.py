@@ -1,7 +1,7 @@
 """When each word of a transcript is said: an estimate, from attention and loudness.
 
 What the decoder attends to while it generates a word lies within that word, nearly always at its middle: that is the
-word's anchor. Between the anchors of two neighbours the longest stretch that is quiet beside both is the pause between
+word's anchor. Between the anchors of two neighbours the longest span that is quiet beside both is the pause between
 them; where there is none, they meet where it is quietest.
 """
 
@@ -27,7 +27,7 @@ from phi4mm.model.lora import row_adapters
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Request, Word
 
-NUM_HEADS = 4  # of attention that are listened to
+NUM_HEADS = 4  # of attention that are averaged
 STEP = 0.01  # seconds between measurements of loudness
 LOUDNESS_WINDOW = 0.025  # seconds
 NEAR = 0.08  # seconds around an anchor in which a word is as loud as it gets
@@ -96,8 +96,8 @@ class _AttentionRecorder:
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         visible = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device).tril()
         every_key = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
-        scores = query[0, :, self.queries] @ every_key[0].transpose(1, 2) / math.sqrt(query.shape[-1])
-        weights = scores.float().masked_fill(~visible[self.queries], float("-inf")).softmax(-1)
+        logits = query[0, :, self.queries] @ every_key[0].transpose(1, 2) / math.sqrt(query.shape[-1])
+        weights = logits.float().masked_fill(~visible[self.queries], float("-inf")).softmax(-1)
         self.weights.append(weights[:, :, self.keys].cpu())
         return F.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
 
@@ -138,8 +138,8 @@ def _centres(attention: Tensor) -> list[float] | None:
     seen = attention[best].mean(0)
     # What no token attends to more than to the average audio token is between the words: CTC's blank.
     blank = torch.full((num_audio, 1), 1 / num_audio)
-    scores = torch.cat((blank, seen.T), dim=1).clamp(min=1e-8).log().log_softmax(-1)
-    path, _ = forced_align(scores[None], torch.arange(1, num_tokens + 1, dtype=torch.int32)[None])
+    emissions = torch.cat((blank, seen.T), dim=1).clamp(min=1e-8).log().log_softmax(-1)
+    path, _ = forced_align(emissions[None], torch.arange(1, num_tokens + 1, dtype=torch.int32)[None])
     centres = []
     for token in range(num_tokens):
         places = (path[0] == token + 1).nonzero()[:, 0]

@@ -15,7 +15,7 @@ from phi4mm.errors import Phi4MMError
 SAMPLING_RATE = 16000
 FRAME = 512  # samples that get one probability: 32 ms
 FRAME_SECONDS = FRAME / SAMPLING_RATE
-_CONTEXT = 64  # samples before a frame that the network sees too
+_CONTEXT = 64  # samples before a frame that the network takes too
 _STATE = (1, 1, 128)
 _MODEL = "silero_vad_16k_sequence.onnx"
 
@@ -23,7 +23,7 @@ _MODEL = "silero_vad_16k_sequence.onnx"
 class SpeechDetector:
     """The probability of speech in each frame of one audio stream, as it comes.
 
-    Half a second of silence is put before it, so that speech which begins with the stream is heard to begin.
+    Half a second of silence is put before it, so that speech which begins with the stream is found from its start.
     """
 
     def __init__(self) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from phi4mm.errors import PromptError
 from phi4mm.types import DecodingOptions
+from phi4mm.validate import check_bool, check_known, check_number, check_whole, wrong
 
 LONGEST_SUMMARY = 1800.0  # seconds: Phi-4-multimodal was trained to summarise up to 30 minutes
 
@@ -28,11 +28,11 @@ class SpeechOptions:
         compression_ratio_threshold: a text that zlib shortens more than this repeats itself: it fails.
         logprob_threshold: a mean log-probability of a reply's tokens below this: it fails.
         no_speech_threshold: a piece less probably speech than 1 minus this, whose reply fails by its log-probability,
-            says nothing.
+            gives no segment.
         word_timestamps: estimate when each word is said; costs one more pass over each piece.
 
     Raises:
-        PromptError: a value is out of range.
+        PromptError: a value has the wrong type or is out of range; it names the option.
     """
 
     vad: bool = True
@@ -40,7 +40,7 @@ class SpeechOptions:
     max_piece: float | None = None
     min_silence: float = 1.0
     vad_threshold: float = 0.5
-    batch_size: int = 8
+    batch_size: int = 16
     temperature_increment: float = 0.2
     compression_ratio_threshold: float = 2.4
     logprob_threshold: float = -1.0
@@ -48,17 +48,18 @@ class SpeechOptions:
     word_timestamps: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.channel is None or self.channel >= 0, "channel", self.channel, "0 or more, or None")
-        _require(self.max_piece is None or self.max_piece >= 1, "max_piece", self.max_piece, "1 second or more")
-        _require(self.min_silence > 0, "min_silence", self.min_silence, "over 0 seconds")
-        _require(0.2 <= self.vad_threshold < 1, "vad_threshold", self.vad_threshold, "0.2 to 1")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        _require(
-            self.temperature_increment == 0 or 0.01 <= self.temperature_increment <= 1,
-            "temperature_increment",
-            self.temperature_increment,
-            "0 (never), or 0.01 to 1",
-        )
+        check_bool("vad", self.vad)
+        check_whole("channel", self.channel, 0, or_none=True)
+        check_number("max_piece", self.max_piece, 1.0, or_none=True)
+        check_number("min_silence", self.min_silence, 0.0, open_below=True)
+        check_number("vad_threshold", self.vad_threshold, 0.2, 1.0, open_above=True)
+        check_whole("batch_size", self.batch_size, 1)
+        check_number("temperature_increment", self.temperature_increment, 0.0, 1.0)
+        if 0.0 < self.temperature_increment < 0.01:
+            raise wrong("temperature_increment", self.temperature_increment, "0 (never), or 0.01 to 1")
+        for name in ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold"):
+            check_number(name, getattr(self, name))
+        check_bool("word_timestamps", self.word_timestamps)
 
     def temperatures(self, first: float) -> list[float]:
         """Those that are tried, one after another."""
@@ -69,14 +70,19 @@ class SpeechOptions:
 
     @classmethod
     def split(cls, options: Mapping[str, Any], *, task: str = "transcribe") -> tuple[SpeechOptions, dict[str, Any]]:
-        """These options, and those that are left for the request; a summary is by default of all that is said."""
-        names = {field.name for field in fields(cls)}
-        timed = options.get("word_timestamps", False)
-        _require(task == "transcribe" or not timed, "word_timestamps", timed, f"False for the task {task!r}")
+        """These options, and those that are left for the request; a summary is by default of all that is said.
+
+        Raises:
+            PromptError: an option is not known, a value is bad, or it does not go with the task.
+        """
+        check_known(options, TranscribeOptions.__annotations__)
         if task == "summarize":
             options = {"max_piece": LONGEST_SUMMARY, "min_silence": LONGEST_SUMMARY, **options}
-        own = {name: value for name, value in options.items() if name in names}
-        return cls(**own), {name: value for name, value in options.items() if name not in names}
+        names = {field.name for field in fields(cls)}
+        speech = cls(**{name: value for name, value in options.items() if name in names})
+        if speech.word_timestamps and task != "transcribe":
+            raise wrong("word_timestamps", True, f"False for the task {task!r}")
+        return speech, {name: value for name, value in options.items() if name not in names}
 
 
 class TranscribeOptions(DecodingOptions, total=False):
@@ -93,8 +99,3 @@ class TranscribeOptions(DecodingOptions, total=False):
     logprob_threshold: float
     no_speech_threshold: float
     word_timestamps: bool
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise PromptError(f"{name} is {value!r}; expected {expected}")

@@ -1,4 +1,4 @@
-"""Long audio to pieces that the model can take in: cut at silences, never longer than asked."""
+"""Long audio to pieces that the model can take: cut at silences, never longer than asked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SILENCE = 1e-10  # power that counts as none
 
 @dataclass(frozen=True)
 class Frame:
-    """32 ms of audio (less at the end, or none: the detector listens on) and the probability that it is speech."""
+    """32 ms of audio and the probability that it is speech. At the end it is less, or none."""
 
     samples: np.ndarray
     sampling_rate: int
@@ -44,7 +44,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is handed to the model at once.
+    """A part of the audio that is transcribed as one.
 
     Attributes:
         samples: float32 [n], the speech and some of what is around it.
@@ -146,8 +146,8 @@ class Cutter:
             return piece
         short = [frame for frame in self._short or () if len(frame.samples)]
         duration = sum(len(frame.samples) for frame in short) / short[0].sampling_rate if short else 0.0
-        heard = any(frame.probability >= self._threshold for frame in self._short or ())
-        if 0 < duration <= SHORT and heard and _level_range(short) >= SHORT_RANGE:
+        has_speech = any(frame.probability >= self._threshold for frame in self._short or ())
+        if 0 < duration <= SHORT and has_speech and _level_range(short) >= SHORT_RANGE:
             return _piece(short, 0, 0, len(short) - 1)
         return None
 

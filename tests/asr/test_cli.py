@@ -64,7 +64,7 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("option", [["--model", "no/such/folder/here"], ["--device", "abacus"]])
-def test_a_model_that_cannot_be_had(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_is_not_available(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert asr([FILES[0], *option]) == 1
     said, told = capsys.readouterr()
     assert said == ""
@@ -77,6 +77,10 @@ def test_ask_streams_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ROWS[0]["text"] + "\n"
     assert ask(["Hello", "--image", "no/such.png"]) == 1
     assert "no/such.png" in capsys.readouterr().err
+    for wrong in ([], ["Hello", "--temperature", "-1"], ["Hello", "--top-p", "2"]):
+        with pytest.raises(SystemExit) as caught:
+            ask(wrong)
+        assert caught.value.code == 2
 
 
 def test_as_a_program_from_another_folder(tmp_path: Path) -> None:

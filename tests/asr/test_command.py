@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from queue import Queue
 from types import ModuleType, SimpleNamespace
@@ -16,10 +17,12 @@ import pysubs2
 import pytest
 import soundfile
 
-from phi4mm import Reply, Request, Route, Transcript, Usage
+from phi4mm import Reply, Request, Route, SamplingParams, Transcript, Usage
+from phi4mm import __main__ as ask
 from phi4mm.asr import __main__ as command
 from phi4mm.asr.files import find_inputs
 from phi4mm.asr.manual import manual
+from phi4mm.asr.parser import make_parser
 from phi4mm.inputs.audio import stream_audio
 from phi4mm.model.config import FrontEndConfig
 from phi4mm.transcription.options import SpeechOptions
@@ -29,39 +32,58 @@ ROOT = Path(__file__).parent.parent.parent
 RATE = 16000
 
 
-class StandIn:
-    """What the command needs of ``Phi4MM``; each input is one piece, of which it says how long it is."""
+class Answered:
+    """A handle of a clip whose reply says how long it is."""
 
-    processor = None
+    def __init__(self, request: Request) -> None:
+        [(samples, rate)] = request.audios
+        self.text = f"{len(samples) / rate:.1f} seconds"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.text.partition(" "))
+
+    def result(self) -> Reply:
+        return Reply(self.text, (), Route(), "stop", 0.0, Usage(1, 1))
+
+    def when_done(self, function: Callable[[], None]) -> None:
+        function()
+
+    def cancel(self) -> None:
+        pass
+
+
+class StandIn:
+    """What the command needs of ``Phi4MM``, and a transcription of its client; each input is one piece."""
+
     model = SimpleNamespace(config=SimpleNamespace(front_end=FrontEndConfig()))
+    submit = Answered
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, dict[str, Any]]] = []
-        self.batches: list[int] = []
         self.interrupt_at = -1
+        self.closed = False
+
+    def __enter__(self) -> StandIn:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed = True
 
     def transcribe_stream(self, audio: Any, **options: Any) -> Transcription:
         self.calls.append((audio, options))
         if len(self.calls) == self.interrupt_at:
             raise KeyboardInterrupt
-        heard = stream_audio(audio, channel=options.get("channel"))
-        return Transcription(self, heard, Request("Say"), SpeechOptions(vad=False, batch_size=options["batch_size"]))
-
-    def chat_batch(self, requests: Sequence[Request], *, batch_size: int = 16) -> list[Reply]:
-        self.batches.append(len(requests))
-        texts = ["".join(self.stream(request.text, audios=request.audios)) for request in requests]
-        return [Reply(text, (), Route(None, None), "stop", 0.0, Usage(1, 1)) for text in texts]
-
-    def stream(self, text: str = "", *, audios: Any, **options: Any) -> Iterator[str]:
-        [(samples, rate)] = audios
-        yield from f"{len(samples) / rate:.1f} seconds".partition(" ")
+        waveforms = stream_audio(audio, channel=options.get("channel"))
+        options = SpeechOptions(vad=False, batch_size=options["batch_size"])
+        return Transcription(self, waveforms, Request("Say"), options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     stand_in = StandIn()
     monkeypatch.setattr(command, "load_model", lambda options: stand_in)
-    return stand_in
+    yield stand_in
+    assert stand_in.closed or not stand_in.calls
 
 
 def write(path: Path, seconds: float, channels: int = 1) -> Path:
@@ -84,7 +106,6 @@ def test_a_folder_with_bad_files(model: StandIn, tmp_path: Path, capsys: pytest.
         True
     ] * 10
     assert len(list(out.iterdir())) == 190
-    assert model.batches == [8] * 23 + [6]
     assert Transcript.from_dict(json.loads((out / "000.json").read_text("utf-8"))).text == "0.1 seconds"
 
     write(folder / "007.wav", 0.2)
@@ -160,12 +181,28 @@ def test_standard_input(
     assert "phi4mm.asr: standard input: is not audio" in capsys.readouterr().err
 
 
-def test_interrupted(model: StandIn, tmp_path: Path) -> None:
+def test_interrupted(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(write(tmp_path / f"{name}.wav", 0.3)) for name in "abc"]
     model.interrupt_at = 3
     assert command.main([*files, "--output-dir", str(tmp_path / "out"), "--batch-size", "1"]) == 130
     written = {path.name: path.read_text("utf-8") for path in (tmp_path / "out").iterdir()}
     assert written == {"a.txt": "0.3 seconds\n", "b.txt": "0.3 seconds\n"}
+    assert capsys.readouterr() == ("", "phi4mm.asr: interrupted\n")
+
+
+@pytest.mark.parametrize("module", [command, ask])
+def test_interrupted_while_loading(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "load_model", load)
+    assert module.main(["x.wav"]) == 130
+    said, told = capsys.readouterr()
+    assert said == ""
+    assert len(told.splitlines()) == 1
+    assert told.endswith(": interrupted\n")
 
 
 def test_progress_only_on_a_terminal(
@@ -212,6 +249,8 @@ def test_options_reach_the_model_from_the_command_line_and_the_environment(
         ["x.wav", "--line-count", "0"],
         ["x.wav", "--max-piece", "0"],
         ["x.wav", "--temperature", "-1"],
+        ["x.wav", "--prompt", ""],
+        ["x.wav", "--to", "German", "--word-timestamps"],
         ["x.wav", "y/x.wav", "--output-dir", "out"],
         ["tests/asr", "--quiet"],
     ],
@@ -222,6 +261,14 @@ def test_usage(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: py
         command.main(arguments)
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    options, defaults = vars(make_parser().parse_args([])), SpeechOptions()
+    for field in fields(SpeechOptions):
+        assert options.get(field.name) in (None, getattr(defaults, field.name)) or field.name == "channel"
+    assert options["max_new_tokens"] == SamplingParams().max_new_tokens
+    assert options["temperature"] == SamplingParams().temperature
 
 
 def test_the_manual_is_that_of_the_parser() -> None:
@@ -236,14 +283,14 @@ def test_completion(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_microphone(model: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class InputStream:
-        """Hears two tenths of a second at once; then Ctrl-C is pressed."""
+        """Records two tenths of a second at once; then Ctrl-C is pressed."""
 
         def __init__(self, *, callback: Any, blocksize: int, **options: Any) -> None:
-            self.hear = lambda: callback(np.zeros((blocksize, 1), np.float32), blocksize, None, None)
+            self.record = lambda: callback(np.zeros((blocksize, 1), np.float32), blocksize, None, None)
 
         def __enter__(self) -> None:
-            self.hear()
-            self.hear()
+            self.record()
+            self.record()
 
         def __exit__(self, *error: object) -> None:
             pass
