@@ -28,6 +28,7 @@ from phi4mm.engine.options import EngineOptions
 from phi4mm.engine.prepack import PrepackedLinear
 from phi4mm.engine.quantize import QuantizedLinear
 from phi4mm.engine.runner import MakeRunner, ModelRunner
+from phi4mm.engine.threads import plan_threads, tower_thread
 from phi4mm.errors import BatchError, Phi4MMError
 from phi4mm.inputs.audio import load_audio, stream_audio
 from phi4mm.inputs.processor import Processor, Row
@@ -78,8 +79,11 @@ class Phi4MM:
         self.processor = Processor(model.config, Tokenizer(tokenizer_file), lambda: model.adapters)
         bounds = options or EngineOptions()
 
-        def make_core() -> Core:
-            return Core(make_runner(model, cache_tokens(model, bounds)), Encoders(model, bounds), bounds)
+        def make_core(num_threads: int) -> Core:
+            plan = plan_threads(model, num_threads)
+            torch.set_num_threads(plan.decoder)  # of this thread: each has a setting of its own
+            runner = make_runner(model, cache_tokens(model, bounds))
+            return Core(runner, Encoders(model, bounds), bounds, tower_thread(plan))
 
         self._client = Client(
             model,

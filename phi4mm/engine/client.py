@@ -34,7 +34,7 @@ class Client:
     Args:
         model: in evaluation mode.
         processor: of the same checkpoint.
-        make_core: makes the engine's core, in the engine's thread.
+        make_core: makes the engine's core, in the engine's thread, of the number of threads for its operations.
         stop_token_ids: tokens that end a reply.
         read_ahead_bytes: features of media that may wait for the engine.
     """
@@ -43,7 +43,7 @@ class Client:
         self,
         model: Phi4MMModel,
         processor: Processor,
-        make_core: Callable[[], Core],
+        make_core: Callable[[int], Core],
         *,
         stop_token_ids: Collection[int],
         read_ahead_bytes: int,

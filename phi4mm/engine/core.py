@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from phi4mm.engine.encoding import Embeddings, Encoded, Encoder, Encoding, Inline, is_out_of_memory
 from phi4mm.engine.options import EngineOptions
 from phi4mm.engine.row import Group, MediumState, Prompt, Row, Sink, make_row
 from phi4mm.engine.runner import Chunk, Runner, Token
@@ -22,53 +23,8 @@ _Result = TypeVar("_Result")
 _ROWS_A_TOKEN = 16  # prompt tokens computed between two decode steps for each row that is decoded, at least
 
 
-class Encoder(Protocol):
-    """What the engine needs of the model's towers (see ``engine.encoders``)."""
-
-    def next_group(self, items: Sequence[MediaItem]) -> list[int]:
-        """Which media to encode together in one bounded piece of work, the first among them."""
-        ...
-
-    def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
-        """The embeddings of each [tokens, hidden]."""
-        ...
-
-    def is_long(self, item: MediaItem) -> bool:
-        """Whether an item alone is more work than a group may be."""
-        ...
-
-    def encode_in_parts(self, item: MediaItem) -> Iterator[Tensor]:
-        """The embeddings of one item in bounded pieces of work; all parts together are [tokens, hidden]."""
-        ...
-
-
 class EngineError(Phi4MMError):
     """The computation of a row failed; ``__cause__`` tells why."""
-
-
-class Embeddings:
-    """Encoded media, kept within a number of bytes, those used longest ago dropped first."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(values.nbytes for values in self._kept.values())
-
-    def get(self, digest: bytes) -> Tensor | None:
-        if digest in self._kept:
-            self._kept.move_to_end(digest)
-        return self._kept.get(digest)
-
-    def put(self, digest: bytes, values: Tensor) -> None:
-        self._kept[digest] = values
-        while self.nbytes > self._max_bytes:
-            self._kept.popitem(last=False)
-
-    def clear(self) -> None:
-        self._kept.clear()
 
 
 class Core:
@@ -85,15 +41,19 @@ class Core:
         runner: the model and its KV cache.
         encoder: the towers.
         options: the bounds.
+        executor: where media are encoded, beside the decoder; ``None``: between its steps.
     """
 
-    def __init__(self, runner: Runner, encoder: Encoder, options: EngineOptions) -> None:
+    def __init__(
+        self, runner: Runner, encoder: Encoder, options: EngineOptions, executor: Executor | None = None
+    ) -> None:
         self._runner = runner
         self._encoder = encoder
         self._options = options
         self._num_submitted = 0
         self._most_together = options.max_rows  # rows in one decode call: fewer once memory has run out
-        self._partial: tuple[bytes, Iterator[Tensor], list[Tensor]] | None = None
+        self._executor = executor or Inline()
+        self._encoding = Encoding(encoder, self._executor, self._encoded)
         self.scheduler = Scheduler(options, runner.num_tokens, runner.copy)
         self.embeddings = Embeddings(options.encoder_bytes)
 
@@ -146,6 +106,11 @@ class Core:
         """End every row with an error of its own."""
         for row in self.scheduler.rows:
             self._fail(row, make_error())
+
+    def close(self, make_error: Callable[[], Exception]) -> None:
+        """End every row with an error of its own, and the towers' thread."""
+        self.fail_all(make_error)
+        self._executor.shutdown(cancel_futures=True)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -221,56 +186,32 @@ class Core:
         return [next(choices) if chunk.final else None for chunk in chunks]
 
     def _encode(self) -> None:
-        """Encode one group of the media that rows wait for; those of the same content once."""
-        needed: dict[bytes, MediumState] = {}
-        waiting: dict[bytes, list[tuple[Row, MediumState]]] = {}
+        """Encode a group of the media that rows wait for, those of the same content once."""
+        needed: dict[bytes, MediaItem] = {}
         for row, medium in self.scheduler.media_to_encode():
             kept = self.embeddings.get(medium.digest)
             if kept is not None:
                 medium.embeddings = kept
                 self._release_features(row, medium)
-                continue
-            needed.setdefault(medium.digest, medium)
-            waiting.setdefault(medium.digest, []).append((row, medium))
-        if not needed:
-            self._partial = None
-            return
-        first = next(iter(needed.values()))
-        assert first.item is not None
-        if self._partial is not None and self._partial[0] not in needed:
-            self._partial = None
-        found: dict[bytes, Tensor | Exception]
-        if self._partial is not None or self._encoder.is_long(first.item):
-            found = self._encode_part(first.item)
-        else:
-            items = [medium.item for medium in needed.values() if medium.item is not None]
-            group = [items[index] for index in self._encoder.next_group(items)]
-            found = {item.digest: result for item, result in self._attempt(group, self._encoder.encode)}
+            elif medium.item is not None:
+                needed.setdefault(medium.digest, medium.item)
+        found = self._encoding.step(needed, wait=not self.scheduler.running)
         for digest, result in found.items():
             if isinstance(result, Tensor):
                 self.embeddings.put(digest, result)
-            for row, medium in waiting[digest]:
+        for row in self.scheduler.rows if found else ():
+            for medium in row.media:
+                result = found.get(medium.digest)
+                if result is None or medium.embeddings is not None:
+                    continue
                 if isinstance(result, Tensor):
                     medium.embeddings = result
                     self._release_features(row, medium)
                 else:
                     self._fail(row, _wrapped(result))
 
-    def _encode_part(self, first: MediaItem) -> dict[bytes, Tensor | Exception]:
-        """One part of a long medium; its embeddings once the last part is done."""
-        if self._partial is None:
-            self._partial = (first.digest, self._encoder.encode_in_parts(first), [])
-        digest, parts, done = self._partial
-        try:
-            part = next(parts, None)
-        except Exception as error:
-            self._partial = None
-            return {digest: error}
-        if part is not None:
-            done.append(part)
-            return {}
-        self._partial = None
-        return {digest: torch.cat(done)}
+    def _encoded(self, items: Sequence[MediaItem]) -> Encoded:
+        return {item.digest: result for item, result in self._attempt(items, self._encoder.encode)}
 
     def _attempt(
         self, items: Sequence[_Item], call: Callable[[Sequence[_Item]], Sequence[_Result | Exception]]
@@ -360,13 +301,6 @@ def _chunk(row: Row, num_tokens: int) -> Chunk:
         long=row.long,
         final=end == len(row.token_ids),
     )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception tells that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
 
 
 def _wrapped(error: BaseException) -> Phi4MMError:

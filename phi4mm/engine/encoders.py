@@ -70,8 +70,8 @@ def encode(
 def next_group(items: Sequence[MediaItem], *, max_frames: int = MAX_FRAMES, max_crops: int = MAX_CROPS) -> list[int]:
     """Which items to encode together, in one bounded piece of work.
 
-    The first item is always among them. Further ones of its kind are added in order while the padded group stays
-    within the budget and every clip is at least ``MIN_SHARE`` of the longest.
+    The first item is always among them. Further ones of its kind are added, those of the most similar length first,
+    while the padded group stays within the budget and every clip is at least ``MIN_SHARE`` of the longest.
 
     Args:
         items: the oldest first; at least one.
@@ -82,9 +82,9 @@ def next_group(items: Sequence[MediaItem], *, max_frames: int = MAX_FRAMES, max_
     """
     first = items[0]
     group, shortest, longest, total = [0], first.cost, first.cost, first.cost
-    for index, item in enumerate(items[1:], 1):
-        if item.kind != first.kind:
-            continue
+    alike = [index for index, item in enumerate(items) if index and item.kind == first.kind]
+    for index in sorted(alike, key=lambda index: abs(items[index].cost - first.cost)):
+        item = items[index]
         low, high = min(shortest, item.cost), max(longest, item.cost)
         if item.kind == "image":
             fits = total + item.cost <= max_crops
@@ -93,7 +93,7 @@ def next_group(items: Sequence[MediaItem], *, max_frames: int = MAX_FRAMES, max_
         if fits:
             group.append(index)
             shortest, longest, total = low, high, total + item.cost
-    return group
+    return sorted(group)
 
 
 def padded_frames(num_frames: int) -> int:

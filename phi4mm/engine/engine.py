@@ -44,12 +44,12 @@ class Engine:
     Every method may be called from any thread.
 
     Args:
-        make_core: called in the thread.
+        make_core: of the number of threads that each operation may use; called in the thread.
         expecting: how many rows are being read and will come soon: an idle engine then waits a little, so that rows
             which come together are encoded and computed together.
     """
 
-    def __init__(self, make_core: Callable[[], Core], expecting: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, make_core: Callable[[int], Core], expecting: Callable[[], int] = lambda: 0) -> None:
         self._make_core = make_core
         self._expecting = expecting
         self._commands: deque[Callable[[Core], None]] = deque()
@@ -139,9 +139,8 @@ class Engine:
             self._changed.notify()
 
     def _run(self) -> None:
-        torch.set_num_threads(self._num_threads)  # a thread of its own has a setting of its own
         try:
-            core = self._make_core()
+            core = self._make_core(self._num_threads)
         except BaseException as error:
             self._refuse_all(error)
             return
@@ -150,7 +149,7 @@ class Engine:
                 core.step()
             except Exception as error:  # a fault of the engine itself: no row must wait for ever
                 core.fail_all(lambda error=error: _fault(error))  # type: ignore[misc]
-        core.fail_all(closed_error)
+        core.close(closed_error)
         self._refuse_all(None)
 
     def _next(self, core: Core) -> bool:
