@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 from phi4mm.engine.client import Client
 from phi4mm.engine.handle import Handle
+from phi4mm.engine.row import Group
 from phi4mm.errors import Phi4MMError
 from phi4mm.inputs.audio import Waveform
 from phi4mm.transcription.alignment import align_words
@@ -17,6 +18,9 @@ from phi4mm.transcription.detector import SpeechDetector
 from phi4mm.transcription.options import SpeechOptions
 from phi4mm.transcription.pieces import Piece, cut, frames
 from phi4mm.types import Reply, Request, Segment, Transcript, Word
+
+
+_AHEAD = 4  # times ``batch_size`` pieces that are read or decoded at a time
 
 
 @dataclass(frozen=True)
@@ -133,14 +137,14 @@ class Transcription:
             self.duration += waveform.duration
             yield waveform
 
-    def begin(self, piece: Piece, number: int) -> Handle:
-        """Decode a piece for the ``number``-th time, counted from 0."""
+    def begin(self, piece: Piece, number: int, group: Group) -> Handle:
+        """Decode a piece for the ``number``-th time, counted from 0, as one of a group."""
         sampling = self._request.sampling
         # A retry is seeded, so that the same file gives the same transcript again.
         seed = number if number and sampling.seed is None else sampling.seed
         sampling = replace(sampling, temperature=self._temperatures[number], seed=seed)
         audios = [(piece.samples, piece.sampling_rate)]
-        return self._client.submit(replace(self._request, audios=audios, sampling=sampling))
+        return self._client.submit(replace(self._request, audios=audios, sampling=sampling), group)
 
     def attempt(self, reply: Reply, piece: Piece, number: int) -> Attempt:
         """What a decoding gave: without its words where there is probably no speech and they are improbable."""
@@ -216,6 +220,7 @@ def together(runs: Iterable[Transcription]) -> Iterator[tuple[Transcription, Seg
     audios = deque[_Audio]()
     finished = SimpleQueue[_Task]()
     going: set[_Task] = set()
+    group = Group()
 
     def begin(task: _Task) -> None:
         going.add(task)
@@ -230,7 +235,7 @@ def together(runs: Iterable[Transcription]) -> Iterator[tuple[Transcription, Seg
         try:
             task.attempts.append(run.attempt(task.handle.result(), task.piece, number))
             if not run.is_settled(task.attempts[-1], number):
-                task.handle = run.begin(task.piece, number + 1)
+                task.handle = run.begin(task.piece, number + 1, group)
                 begin(task)
                 return
             best = run.best(task.attempts)
@@ -259,12 +264,15 @@ def together(runs: Iterable[Transcription]) -> Iterator[tuple[Transcription, Seg
         for run in runs:
             audio = _Audio(run)
             audios.append(audio)
+            group.limit = run.batch_size
+            # Pieces are read and encoded ahead; but live audio, one piece at a time, is given as soon as it is there.
+            most = run.batch_size * (_AHEAD if run.batch_size > 1 else 1)
             try:
                 for piece in run.pieces():
-                    task = _Task(audio, piece, run.begin(piece, 0))
+                    task = _Task(audio, piece, run.begin(piece, 0, group))
                     audio.tasks.append(task)
                     begin(task)
-                    while len(going) >= run.batch_size or not finished.empty():
+                    while len(going) >= most or not finished.empty():
                         settle(finished.get())
                     yield from known()
                     if audio.end is not None:
