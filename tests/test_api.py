@@ -12,7 +12,7 @@ import pytest
 import phi4mm
 from phi4mm import BatchError, Phi4MM, Phi4MMError, PromptError, Request, Route, Transcript
 from phi4mm.model.phi4mm import Phi4MMModel
-from tests.engine.test_engine import picture, speech
+from tests.media import picture, speech
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from phi4mm import AudioError, ImageError, Phi4MM, Phi4MMError, PromptError
 from phi4mm.model.phi4mm import Phi4MMModel
-from tests.engine.test_engine import picture, speech
+from tests.media import picture, speech
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.options import SpeechOptions
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import Usage
-from tests.engine.test_engine import speech
+from tests.media import speech
 
 SAMPLES = Path(__file__).parent.parent.parent / "assets" / "samples"
 CLIPS = [SAMPLES / f"{name}.flac" for name in ("digit", "three_digits", "telephone", "eight_digits", "number")]
