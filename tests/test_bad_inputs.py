@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import wave
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,7 @@ import pytest
 from PIL import Image
 
 from phi4mm import AudioError, ImageError, Phi4MM, Phi4MMError, PromptError
-from phi4mm.model.phi4mm import Phi4MMModel
 from tests.media import picture, speech
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_model: Phi4MMModel, tokenizer_file: Path) -> Phi4MM:
-    return Phi4MM(tiny_model, tokenizer_file)
 
 
 def wav(seconds: float = 0.5, rate: int = 16000) -> bytes:
