@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import phi4mm
 from phi4mm import BatchError, Phi4MM, Phi4MMError, PromptError, Request, Route, Transcript
 from tests.media import picture, speech
-
 
 REQUESTS = [
     Request.make("Hi", max_new_tokens=9),
@@ -104,6 +104,12 @@ def test_transcribe_batch_names_the_bad_clip(tiny: Phi4MM) -> None:
 def test_bad_load_options(options: dict[str, str]) -> None:
     with pytest.raises(Phi4MMError, match=next(iter(options.values()))):
         Phi4MM.from_pretrained(**options)
+
+
+def test_device_info(tiny: Phi4MM) -> None:
+    info = tiny.device_info
+    assert (info.device.type, info.dtype, info.prepacked) == ("cpu", torch.float32, False)
+    assert "float32" in str(info)
 
 
 def test_bad_batch_size(tiny: Phi4MM) -> None:

@@ -179,7 +179,7 @@ class Core:
             part = rows[start : start + self._most_together]
             for row, choice in self._attempt(part, lambda some: self._decoded(some, tokens)):
                 if isinstance(choice, Exception):
-                    self._fail(row, choice)
+                    self._fail(row, _of_processor(choice))
                 else:
                     self.scheduler.computed(row, 1)
                     self._advance(row, choice)
@@ -203,7 +203,7 @@ class Core:
         counts = dict(sorted(planned, key=lambda item: (item[0].prompt.route.adapters, item[0].index)))
         for row, result in self._attempt(list(counts), lambda some: self._prefilled(some, counts)):
             if isinstance(result, Exception):
-                self._fail(row, result)
+                self._fail(row, _of_processor(result))
                 continue
             self.scheduler.computed(row, counts[row])
             if result is not None:
@@ -366,6 +366,17 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+
+
+def _of_processor(error: Exception) -> Phi4MMError:
+    """An error of the project's kind of what a logits processor raised."""
+    if isinstance(error, Phi4MMError):
+        return error
+    wrapped = PromptError(
+        f"processors: one of them failed ({type(error).__name__}: {error}); its fault is in __cause__"
+    )
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _wrapped(error: BaseException) -> Phi4MMError:

@@ -37,8 +37,9 @@ def num_rows(model: Phi4MM) -> int:
 
 
 def held_bytes(model: Phi4MM) -> int:
-    """Of features that wait for the engine, once nothing is being read."""
+    """Of features that wait for the engine, once nothing is being read and the step that is under way is done."""
     intake = model._client._intake
     while intake.num_pending:
         time.sleep(0.001)
+    num_rows(model)
     return intake.held_bytes

@@ -109,9 +109,7 @@ def test_a_row_ends_where_the_positions_or_the_cache_end(tiny_model: Phi4MMModel
     assert sink.tokens == expected[: 64 - len(rows[0].token_ids)]
 
 
-def test_prompts_in_chunks_give_the_same_logits(
-    tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]
-) -> None:
+def test_prompts_in_chunks_give_the_same_logits(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
     runner, arena = ModelRunner(tiny_model, 1 << 13), Arena(1 << 13)
     ordered = sorted(rows, key=lambda row: row.route.adapters)
     with torch.inference_mode():
@@ -163,7 +161,7 @@ def test_tokens_do_not_depend_on_what_comes_and_goes(tiny_model: Phi4MMModel, ro
                 core.cancel(row)
     for number, count, sink, _, cancelled in visits:
         assert sink.error is None
-        assert sink.tokens == expected[number][:1 if cancelled else count]
+        assert sink.tokens == expected[number][: 1 if cancelled else count]
     core.scheduler.drop_prefixes()
     assert core.scheduler.arena.num_used == 0
 

@@ -93,15 +93,20 @@ def test_calls_of_many_threads_give_what_they_give_one_by_one(model: Phi4MM) -> 
 
 @pytest.mark.parametrize("after", [0.0, 0.01, 0.2])
 def test_closing_gives_each_caller_one_error(model: Phi4MM, after: float) -> None:
-    closed = 0
+    closed, lock = 0, threading.Lock()
 
     def work(number: int) -> None:
         nonlocal closed
         chooser = random.Random(number)
-        with pytest.raises(ClosedError, match="the model is closed"):
+
+        def call_on_and_on() -> None:
             while True:
                 CALLS[chooser.choice(list(CALLS))](model)
-        closed += 1
+
+        with pytest.raises(ClosedError, match="the model is closed"):
+            call_on_and_on()
+        with lock:
+            closed += 1
 
     closer = threading.Timer(after, model.close)
     closer.start()

@@ -122,9 +122,7 @@ def make_inputs(case: Case, config: Phi4MMConfig) -> tuple[Row, Batch, dict[str,
     token_ids += random.integers(0, 280, 4).tolist()
 
     route = Route((case.adapter,) if case.adapter else (), projector)
-    batch = Batch(
-        token_ids=torch.tensor([token_ids]), lengths=torch.tensor([len(token_ids)]), routes=(route,)
-    )
+    batch = Batch(token_ids=torch.tensor([token_ids]), lengths=torch.tensor([len(token_ids)]), routes=(route,))
     theirs: dict[str, Any] = {"input_ids": batch.token_ids}
     if images:
         batch = replace(
