@@ -190,9 +190,14 @@ class Scheduler:
         if entry is not None and not entry.running and shared >= entry.num_tokens:
             self.prefixes.take(entry)
             own = Entry(row.root, row.keys, entry.extent, shared)
-            if own.extent.capacity < len(row.token_ids) and not self._enlarge(own, wanted):
-                self.prefixes.keep(own)
-                self.prefixes.add(own, row.hashes)
+            fits = own.extent.capacity >= len(row.token_ids)
+            try:
+                fits = fits or self._enlarge(own, wanted)
+            finally:
+                if not fits:
+                    self.prefixes.keep(own)
+                    self.prefixes.add(own, row.hashes)
+            if not fits:
                 return False
         else:
             if entry is not None:
@@ -207,11 +212,7 @@ class Scheduler:
             if extent is None:
                 return False
             if entry is not None:
-                try:
-                    self._copy(entry.extent, extent, shared)
-                except BaseException:
-                    self.arena.release(extent)
-                    raise
+                self._copy_to(extent, entry, shared)
             own = Entry(row.root, row.keys, extent, shared)
         row.entry = own
         row.decoding = False
@@ -236,10 +237,18 @@ class Scheduler:
             extent = self._allocate(num_tokens)
             if extent is None:
                 return False
-            self._copy(entry.extent, extent, entry.num_tokens)
+            self._copy_to(extent, entry, entry.num_tokens)
             self.arena.release(entry.extent)
         entry.extent = extent
         return True
+
+    def _copy_to(self, extent: Extent, entry: Entry, num_tokens: int) -> None:
+        """Copy an entry's first tokens to a new extent, which is given back where that fails."""
+        try:
+            self._copy(entry.extent, extent, num_tokens)
+        except BaseException:
+            self.arena.release(extent)
+            raise
 
     def _leave(self, row: Row) -> None:
         self.running.remove(row)

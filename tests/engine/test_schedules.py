@@ -237,6 +237,28 @@ def test_rows_that_come_together_compute_their_common_beginning_once() -> None:
     assert [sink.num_cached for sink in sinks] == [0, 100, 100, 100]
 
 
+@pytest.mark.parametrize("num_others", [0, 1])
+def test_a_copy_that_fails_leaves_nothing_behind(num_others: int) -> None:
+    """A kept prefix is moved to where there is room for a longer row, or copied from a row that runs."""
+    core, runner, _ = make_core(num_tokens=16 * BLOCK)
+    core.submit(make_prompt([1] * 60, max_new_tokens=4), Collector())
+    run(core)
+    core.submit(make_prompt([2] * 60, max_new_tokens=4), Collector())  # it lies behind the first
+    for number in range(num_others):
+        core.submit(make_prompt([1] * 60 + [3 + number], max_new_tokens=50), Collector())
+    core.step()
+    runner.fault = _once("copy", RuntimeError("the copy failed"))
+    sink, again = Collector(), Collector()
+    core.submit(make_prompt([1] * 60 + [5] * 100, max_new_tokens=2), sink)
+    run(core)
+    assert "the copy failed" in str(sink.error)
+    core.submit(make_prompt([1] * 60 + [5] * 100, max_new_tokens=2), again)
+    run(core)
+    assert again.tokens == alone(make_prompt([1] * 60 + [5] * 100, max_new_tokens=2), 10**6, 10**6)
+    core.scheduler.drop_prefixes()
+    assert core.scheduler.arena.num_used == 0
+
+
 def test_another_adapter_shares_nothing_and_a_dropped_one_leaves_nothing() -> None:
     core, _, _ = make_core()
     for adapters, expected in ((("speech",), 0), (("vision",), 0), (("speech",), 31)):
