@@ -112,6 +112,7 @@ def test_any_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
         (Request("x", history=[{"role": "user"}]), ("turn 1", "content")),
         (Request("x", history=["hello"]), ("turn 1", "hello")),
         (Request("x", tools=[{"f": object()}]), ("tools", "JSON")),
+        (Request("x", tools=["f"]), ("tools", "mappings")),
         (Request("half \ud800 a character"), ("surrogate",)),
     ],
 )
