@@ -50,6 +50,17 @@ print("the same", len(there))
 """
 
 
+STAGES = """
+import sys
+import pytest
+import torch
+
+torch.inference_mode = torch.no_grad  # see above
+files = "tests/train/test_stages.py", "tests/train/test_consistency.py"
+sys.exit(pytest.main([*files, "-p", "no:cacheprovider"]))
+"""
+
+
 def run(*arguments: str) -> str:
     environment = os.environ | {"PHI4MM_TEST_DEVICE": second_device.NAME}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=240)
@@ -69,5 +80,4 @@ def test_rows_of_every_modality_are_answered_on_the_device() -> None:
 
 @pytest.mark.slow
 def test_every_stage_trains_on_the_device() -> None:
-    files = "tests/train/test_stages.py", "tests/train/test_consistency.py"
-    assert "12 passed" in run("-m", "pytest", *files, "-p", "no:cacheprovider")
+    assert "12 passed" in run("-c", STAGES)
