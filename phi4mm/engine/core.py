@@ -169,8 +169,14 @@ class Core:
 
     def _decode(self) -> None:
         rows = [row for row in self.scheduler.running if row.decoding]
-        rows = [row for row in rows if self.scheduler.grow(row)]
-        rows = [row for row in rows if row.entry is not None]  # growing made others wait
+        for row in rows:
+            if row.entry is None:  # another one that grew made it wait
+                continue
+            try:
+                self.scheduler.grow(row)
+            except Exception as error:  # copying failed
+                self._fail(row, _wrapped(error))
+        rows = [row for row in rows if row.entry is not None]
         if not rows:
             return
         tokens = {row: _token(row) for row in rows}

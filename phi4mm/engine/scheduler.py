@@ -136,17 +136,13 @@ class Scheduler:
             if not row.num_left:
                 self._forget_plan(row)
 
-    def grow(self, row: Row) -> bool:
-        """See to it that the row has a place for one more token; ``False``: it has to wait, or has left meanwhile."""
-        assert row.entry is not None
+    def grow(self, row: Row) -> None:
+        """See to it that a running row has a place for one more token; where there is none, the youngest rows have to
+        wait, it may be this one."""
         while row.entry is not None and row.entry.num_tokens >= row.entry.extent.capacity:
             if self._enlarge(row.entry, row.entry.num_tokens + 1):
-                break
-            youngest = self.running[-1]
-            self.preempt(youngest)
-            if youngest is row:
-                return False
-        return row.entry is not None
+                return
+            self.preempt(self.running[-1])
 
     def preempt(self, row: Row) -> None:
         """Take a row's place away; it is computed again when there is room."""
