@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,7 +47,8 @@ class Phi4MM:
     """Phi-4-multimodal with its processor and its engine. Make one with ``from_pretrained``.
 
     It may be used from many threads at once: all calls are clients of one engine, a thread that starts with the first
-    of them, and their rows share its steps. ``close()``, the end of a ``with`` block or of the program ends it.
+    of them, and their rows share its steps. ``close()`` ends it, as do the end of a ``with`` block and of the program;
+    or it ends once neither the model nor a handle or stream of it is referred to.
 
     Args:
         model: in evaluation mode.
@@ -93,7 +93,6 @@ class Phi4MM:
             read_ahead_bytes=bounds.read_ahead_bytes,
         )
         self.adapters = Adapters(model, self._client.between_steps, self._client.without_users)
-        self._finalizer = weakref.finalize(self, self._client.close)
 
     @classmethod
     def from_pretrained(
@@ -160,7 +159,7 @@ class Phi4MM:
 
     def close(self) -> None:
         """End the engine. Each request that has not ended fails with a ``ClosedError``, as do later ones."""
-        self._finalizer()
+        self._client.close()
 
     def __enter__(self) -> Phi4MM:
         return self
@@ -236,6 +235,7 @@ class Phi4MM:
         Raises:
             PromptError: ``batch_size`` is not a whole number of 1 or more.
             BatchError: some requests are bad; its ``results`` hold the replies to the others.
+            ClosedError: the model is or was closed.
         """
         check_whole("batch_size", batch_size, 1)
 

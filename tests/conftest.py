@@ -1,15 +1,20 @@
-"""What the tests share: a tiny random model, a tiny tokenizer, and the folder of data."""
+"""What the tests share: a tiny random model, a tiny tokenizer, the bundled checkpoint, and the folder of data."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from phi4mm.api import Phi4MM
+from phi4mm.engine.options import EngineOptions
 from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 
@@ -74,6 +79,15 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Every model that a test made was closed, or nothing referred to it any more."""
+    yield
+    gc.collect()
+    names = [thread.name for thread in threading.enumerate()]
+    assert [name for name in names if name.startswith(("phi4mm-engine", "phi4mm-read"))] == []
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Phi4MMModel:
     """A random model with both towers and both adapters; not to be changed."""
@@ -105,6 +119,20 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     file.write_text(json.dumps(description), encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Phi4MMModel, tokenizer_file: Path) -> Iterator[Phi4MM]:
+    """The tiny model with its engine; not to be changed."""
+    with Phi4MM(tiny_model, tokenizer_file, options=EngineOptions(cache_tokens=1 << 14)) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Iterator[Phi4MM]:
+    """The bundled checkpoint; not to be changed."""
+    with Phi4MM.from_pretrained() as model:
+        yield model
 
 
 @pytest.fixture(scope="session")

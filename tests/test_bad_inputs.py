@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import wave
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,7 @@ import pytest
 from PIL import Image
 
 from phi4mm import AudioError, ImageError, Phi4MM, Phi4MMError, PromptError
-from phi4mm.model.phi4mm import Phi4MMModel
-from tests.engine.test_engine import picture, speech
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_model: Phi4MMModel, tokenizer_file: Path) -> Phi4MM:
-    return Phi4MM(tiny_model, tokenizer_file)
+from tests.media import picture, speech
 
 
 def wav(seconds: float = 0.5, rate: int = 16000) -> bytes:
@@ -114,6 +107,9 @@ def test_bad_images(tiny: Phi4MM, kind: str) -> None:
         ({"text": "x" * 3000}, ("2048", "shorten")),
         ({"text": "x", "history": [{"role": "user"}]}, ("history turn 1", "content")),
         ({"text": "x", "images": "cat.png"}, ("images", "list")),
+        ({}, ("empty", "expected a text")),
+        ({"text": " \n"}, ("empty", "expected a text")),
+        ({"text": "", "adapter": "speech", "images": [], "system": ""}, ("empty", "expected a text")),
     ],
 )
 def test_bad_requests(tiny: Phi4MM, options: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -121,6 +117,11 @@ def test_bad_requests(tiny: Phi4MM, options: dict[str, Any], words: tuple[str, .
         with pytest.raises(PromptError) as caught:
             ask(**options)
         check_message(caught.value, *words)
+
+
+def test_media_alone_are_a_question(tiny: Phi4MM) -> None:
+    for media in ({"images": [picture(9, 9)]}, {"audios": [speech(0.3)]}):
+        assert tiny.chat(" ", **media, max_new_tokens=1).usage.new_tokens == 1
 
 
 def test_a_single_pixel_is_a_picture(tiny: Phi4MM) -> None:

@@ -38,14 +38,26 @@ requests = [
     Request("Transcribe the audio clip into text.", audios=[samples / "telephone.flac"]),
     Request("what shape is in the image?", images=[samples / "shape.png"]),
     Request("", images=[samples / "shape.png"], audios=[samples / "question.flac"]),
-    Request("what comes after four?", temperature=1.0, top_p=0.9, top_k=5, repetition_penalty=1.1, seed=3),
+    Request.make("what comes after four?", temperature=1.0, top_p=0.9, top_k=5, repetition_penalty=1.1, seed=3),
 ]
-model = Phi4MM.from_pretrained(device=device, dtype="float32")
-assert model.model.device.type == device.type
-there = model.chat_batch(requests)
-here = Phi4MM.from_pretrained(device="cpu", dtype="float32").chat_batch(requests)
+with Phi4MM.from_pretrained(device=device, dtype="float32") as model:
+    assert model.model.device.type == device.type
+    there = model.chat_batch(requests)
+with Phi4MM.from_pretrained(device="cpu", dtype="float32") as model:
+    here = model.chat_batch(requests)
 assert [reply.text for reply in there] == [reply.text for reply in here]
 print("the same", len(there))
+"""
+
+
+STAGES = """
+import sys
+import pytest
+import torch
+
+torch.inference_mode = torch.no_grad  # see above
+files = "tests/train/test_stages.py", "tests/train/test_consistency.py"
+sys.exit(pytest.main([*files, "-p", "no:cacheprovider"]))
 """
 
 
@@ -68,5 +80,4 @@ def test_rows_of_every_modality_are_answered_on_the_device() -> None:
 
 @pytest.mark.slow
 def test_every_stage_trains_on_the_device() -> None:
-    files = "tests/train/test_stages.py", "tests/train/test_consistency.py"
-    assert "12 passed" in run("-m", "pytest", *files, "-p", "no:cacheprovider")
+    assert "12 passed" in run("-c", STAGES)

@@ -69,6 +69,11 @@ class Answer:
         self._emitted = max(self._emitted, end)
         return piece
 
+    def cancel(self) -> str:
+        """End it from outside and return the text that was held back."""
+        piece, self._emitted = self._text[self._emitted :], len(self._text)
+        return piece
+
     def _held_back(self) -> int:
         """Length of the longest end of the text that may be the beginning of a stop string."""
         return max(

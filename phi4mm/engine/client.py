@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from phi4mm.engine.engine import Engine, Ticket, closed_error
 from phi4mm.engine.handle import Handle
 from phi4mm.engine.intake import Intake
 from phi4mm.engine.row import Group, Prompt
-from phi4mm.errors import AdapterError, Phi4MMError
+from phi4mm.errors import AdapterError, ClosedError, Phi4MMError
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Reply, Request
@@ -29,7 +30,7 @@ Result = Reply | Phi4MMError
 
 
 class Client:
-    """Reads requests and hands them to the engine.
+    """Reads requests and hands them to the engine, which is closed once neither a client nor a handle is left.
 
     Args:
         model: in evaluation mode.
@@ -54,6 +55,7 @@ class Client:
         self._intake = Intake(read_ahead_bytes)
         self._users = AdapterUsers()
         self.engine = Engine(make_core, expecting=_pending(self._intake))
+        self._finalizer = weakref.finalize(self, _close, self._intake, self.engine)
 
     def submit(self, request: Request, group: Group | None = None) -> Handle:
         """Queue a request. Media are read in another thread; what is wrong with them is raised by the handle.
@@ -61,8 +63,7 @@ class Client:
         Raises:
             ClosedError: the model is closed.
         """
-        if self.engine.closed:
-            raise closed_error()
+        self.engine.check_open()
         if not (request.images or request.audios):
             return self.submit_row(request, self.processor.row(request), group)
         return self.submit_read(lambda: (request, self.processor.row(request)), request.sampling.n, group)
@@ -72,6 +73,8 @@ class Client:
         handle = make_handle(n)
 
         def job() -> int:
+            if handle.done:  # it was cancelled
+                return 0
             try:
                 request, row = read()
                 self._enter(handle, request, row, group)
@@ -115,8 +118,7 @@ class Client:
 
     def close(self) -> None:
         """End the engine; each request that has not ended fails with a ``ClosedError``."""
-        self._intake.close()
-        self.engine.close()
+        self._finalizer()
 
     def between_steps(self, function: Callable[[], _Result]) -> _Result:
         """What a function returns, which is called in the engine's thread between two steps."""
@@ -150,8 +152,21 @@ class Client:
             answer = Answer(row.route, len(row.token_ids), self.processor.tokenizer, request.sampling, stops)
             self._users.begin(adapters)
             one.when_done(partial(self._users.end, adapters))
-            if one.begin(answer, partial(self.engine.cancel, ticket)):
+            if not one.begin(answer, partial(self._cancel, ticket)):
+                prompt.drop()
+                continue
+            try:
+                known = self.model.adapters
+                missing = [name for name in adapters if name not in known]
+                if missing:
+                    raise AdapterError(f"adapter {missing[0]!r} was unloaded; name another or load it again")
                 self.engine.submit(ticket)
+            except Phi4MMError as error:
+                one.fail(error)
+                raise
+
+    def _cancel(self, ticket: Ticket) -> None:
+        self.engine.cancel(ticket)
 
 
 class AdapterUsers:
@@ -191,9 +206,15 @@ def make_handle(n: int) -> Handle:
 
 
 def result_of(handle: Handle) -> Result:
-    """A handle's reply, or its error where that tells of this request alone."""
+    """A handle's reply, or its error where that tells of this request alone.
+
+    Raises:
+        ClosedError: the engine was closed.
+    """
     try:
         return handle.result()
+    except ClosedError:
+        raise
     except Phi4MMError as error:
         return error
 
@@ -207,6 +228,12 @@ def _unexpected(cause: Exception) -> EngineError:
     error = EngineError(f"the request could not be read ({type(cause).__name__}: {cause}); please report this")
     error.__cause__ = cause
     return error
+
+
+def _close(intake: Intake, engine: Engine) -> None:
+    intake.close()
+    engine.close()
+    intake.join()
 
 
 def _pending(intake: Intake) -> Callable[[], int]:

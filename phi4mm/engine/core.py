@@ -135,8 +135,14 @@ class Core:
 
     def _decode(self) -> None:
         rows = [row for row in self.scheduler.running if row.decoding]
-        rows = [row for row in rows if self.scheduler.grow(row)]
-        rows = [row for row in rows if row.entry is not None]  # growing made others wait
+        for row in rows:
+            if row.entry is None:  # another one that grew made it wait
+                continue
+            try:
+                self.scheduler.grow(row)
+            except Exception as error:  # copying failed
+                self._fail(row, _wrapped(error))
+        rows = [row for row in rows if row.entry is not None]
         if not rows:
             return
         tokens = {row: _token(row) for row in rows}
@@ -145,7 +151,7 @@ class Core:
             part = rows[start : start + self._most_together]
             for row, choice in self._attempt(part, lambda some: self._decoded(some, tokens)):
                 if isinstance(choice, Exception):
-                    self._fail(row, choice)
+                    self._fail(row, _of_processor(choice))
                 else:
                     self.scheduler.computed(row, 1)
                     self._advance(row, choice)
@@ -169,7 +175,7 @@ class Core:
         counts = dict(sorted(planned, key=lambda item: (item[0].prompt.route.adapters, item[0].index)))
         for row, result in self._attempt(list(counts), lambda some: self._prefilled(some, counts)):
             if isinstance(result, Exception):
-                self._fail(row, result)
+                self._fail(row, _of_processor(result))
                 continue
             self.scheduler.computed(row, counts[row])
             if result is not None:
@@ -301,6 +307,17 @@ def _chunk(row: Row, num_tokens: int) -> Chunk:
         long=row.long,
         final=end == len(row.token_ids),
     )
+
+
+def _of_processor(error: Exception) -> Phi4MMError:
+    """An error of the project's kind of what a logits processor raised."""
+    if isinstance(error, Phi4MMError):
+        return error
+    wrapped = PromptError(
+        f"processors: one of them failed ({type(error).__name__}: {error}); its fault is in __cause__"
+    )
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _wrapped(error: BaseException) -> Phi4MMError:

@@ -56,6 +56,7 @@ class Engine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._cause: BaseException | None = None  # why the core could not be made
         self._num_threads = 1
 
     def submit(self, ticket: Ticket) -> None:
@@ -67,11 +68,14 @@ class Engine:
 
         def begin(core: Core) -> None:
             prompt, ticket.prompt = ticket.prompt, None
-            if ticket.cancelled or prompt is None:
+            assert prompt is not None
+            if ticket.cancelled:
+                prompt.drop()
                 return
             try:
                 ticket.row = core.submit(prompt, ticket.sink, ticket.group)
             except Exception as error:
+                prompt.drop()
                 ticket.sink.fail(error)
 
         def refused(error: ClosedError) -> None:
@@ -121,14 +125,19 @@ class Engine:
         if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join()
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
+    def check_open(self) -> None:
+        """Refuse to go on once it is closed.
+
+        Raises:
+            ClosedError: it is.
+        """
+        if self._closed:
+            raise closed_error(self._cause)
 
     def _send(self, command: Callable[[Core], None], refused: Callable[[ClosedError], None] | None = None) -> None:
         with self._changed:
             if self._closed:
-                raise closed_error()
+                raise closed_error(self._cause)
             if self._thread is None:
                 self._num_threads = torch.get_num_threads()
                 self._thread = threading.Thread(target=self._run, name="phi4mm-engine", daemon=True)
@@ -144,13 +153,15 @@ class Engine:
         except BaseException as error:
             self._refuse_all(error)
             return
-        while self._next(core):
-            try:
-                core.step()
-            except Exception as error:  # a fault of the engine itself: no row must wait for ever
-                core.fail_all(lambda error=error: _fault(error))  # type: ignore[misc]
-        core.close(closed_error)
-        self._refuse_all(None)
+        try:
+            while self._next(core):
+                try:
+                    core.step()
+                except Exception as error:  # a fault of the engine itself: no row must wait for ever
+                    core.fail_all(lambda error=error: _fault(error))  # type: ignore[misc]
+        finally:
+            core.close(closed_error)
+            self._refuse_all(None)
 
     def _next(self, core: Core) -> bool:
         """Carry out what was asked for, and wait where there is nothing to do; ``False`` where the engine is closed."""
@@ -180,7 +191,7 @@ class Engine:
     def _refuse_all(self, error: BaseException | None) -> None:
         """Nothing that was asked for is left unanswered."""
         with self._changed:
-            self._closed = True
+            self._closed, self._cause = True, error
             commands = list(self._commands)
             self._commands.clear()
         for command in commands:

@@ -69,6 +69,8 @@ class Handle:
                 return
             self._cancelled = True
             cancel, answer = self._cancel, self._answer
+            if answer is not None and (piece := answer.cancel()):
+                self._pieces.append(piece)
         if cancel is not None:
             cancel()
         self._finish(_NOT_READ if answer is None else answer.reply())
@@ -132,7 +134,8 @@ class Handle:
     def begin(self, answer: Answer, cancel: Callable[[], None]) -> bool:
         """The request is read and on its way to the engine; ``False``: it was cancelled meanwhile."""
         with self._changed:
-            self._answer, self._cancel = answer, cancel
+            if not self._cancelled:
+                self._answer, self._cancel = answer, cancel
             return not self._cancelled
 
     def push(self, choice: Choice, finish_reason: str | None, num_cached: int) -> bool:
@@ -159,6 +162,7 @@ class Handle:
         with self._changed:
             if self._future.done():
                 return
+            self._cancel = None  # it keeps the engine alive
             if isinstance(result, Reply):
                 self._future.set_result(result)
             else:

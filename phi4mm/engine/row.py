@@ -36,6 +36,11 @@ class Prompt:
     choice: int = 0
     released: Callable[[int], None] | None = None
 
+    def drop(self) -> None:
+        """It will not be run: its features are dropped."""
+        if self.released is not None:
+            self.released(sum(item.nbytes for item in self.media))
+
 
 class Group:
     """Rows of one call, of which at most ``limit`` are run at a time; ``None``: any number."""

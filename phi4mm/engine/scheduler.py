@@ -146,17 +146,13 @@ class Scheduler:
             if not row.num_left:
                 self._forget_plan(row)
 
-    def grow(self, row: Row) -> bool:
-        """See to it that the row has a place for one more token; ``False``: it has to wait, or has left meanwhile."""
-        assert row.entry is not None
+    def grow(self, row: Row) -> None:
+        """See to it that a running row has a place for one more token; where there is none, the youngest rows have to
+        wait, it may be this one."""
         while row.entry is not None and row.entry.num_tokens >= row.entry.extent.capacity:
             if self._enlarge(row.entry, row.entry.num_tokens + 1):
-                break
-            youngest = self.running[-1]
-            self.preempt(youngest)
-            if youngest is row:
-                return False
-        return row.entry is not None
+                return
+            self.preempt(self.running[-1])
 
     def preempt(self, row: Row) -> None:
         """Take a row's place away; it is computed again when there is room."""
@@ -200,9 +196,14 @@ class Scheduler:
         if entry is not None and not entry.running and shared >= entry.num_tokens:
             self.prefixes.take(entry)
             own = Entry(row.root, row.keys, entry.extent, shared)
-            if own.extent.capacity < len(row.token_ids) and not self._enlarge(own, wanted):
-                self.prefixes.keep(own)
-                self.prefixes.add(own, row.hashes)
+            fits = own.extent.capacity >= len(row.token_ids)
+            try:
+                fits = fits or self._enlarge(own, wanted)
+            finally:
+                if not fits:
+                    self.prefixes.keep(own)
+                    self.prefixes.add(own, row.hashes)
+            if not fits:
                 return False
         else:
             if entry is not None:
@@ -217,11 +218,7 @@ class Scheduler:
             if extent is None:
                 return False
             if entry is not None:
-                try:
-                    self._copy(entry.extent, extent, shared)
-                except BaseException:
-                    self.arena.release(extent)
-                    raise
+                self._copy_to(extent, entry, shared)
             own = Entry(row.root, row.keys, extent, shared)
         row.entry = own
         row.decoding = False
@@ -246,10 +243,18 @@ class Scheduler:
             extent = self._allocate(num_tokens)
             if extent is None:
                 return False
-            self._copy(entry.extent, extent, entry.num_tokens)
+            self._copy_to(extent, entry, entry.num_tokens)
             self.arena.release(entry.extent)
         entry.extent = extent
         return True
+
+    def _copy_to(self, extent: Extent, entry: Entry, num_tokens: int) -> None:
+        """Copy an entry's first tokens to a new extent, which is given back where that fails."""
+        try:
+            self._copy(entry.extent, extent, num_tokens)
+        except BaseException:
+            self.arena.release(extent)
+            raise
 
     def _leave(self, row: Row) -> None:
         self.running.remove(row)

@@ -95,7 +95,7 @@ def word_error_rate(
 def accuracy(model: Phi4MM, asked: Sequence[AskedPicture], adapter: str | None = "auto") -> float:
     """The share of questions that are answered to the letter."""
     requests = [
-        Request(
+        Request.make(
             "" if one.clip else one.question,
             images=[one.image],
             audios=[one.clip.path] if one.clip else [],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
@@ -18,7 +18,6 @@ from phi4mm.transcription.detector import SpeechDetector
 from phi4mm.transcription.options import SpeechOptions
 from phi4mm.transcription.pieces import Piece, cut, frames
 from phi4mm.types import Reply, Request, Segment, Transcript, Word
-
 
 _AHEAD = 4  # times ``batch_size`` pieces that are read or decoded at a time
 
@@ -86,6 +85,10 @@ class Transcription:
     def __next__(self) -> Segment:
         return next(self._segments)
 
+    def close(self) -> None:
+        """End it: what is decoded ahead is cancelled, and no more segments come."""
+        self._segments.close()
+
     def transcript(self) -> Transcript:
         """All segments that are left, together."""
         segments = tuple(self)
@@ -109,7 +112,7 @@ class Transcription:
             finally:
                 handle.cancel()
 
-    def _run(self) -> Iterator[Segment]:
+    def _run(self) -> Generator[Segment, None, None]:
         for _, event in together([self]):
             if isinstance(event, Segment):
                 yield event

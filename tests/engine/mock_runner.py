@@ -27,7 +27,8 @@ def next_token(values: Sequence[float], adapters: tuple[str, ...], long: bool) -
     state = 17 + 31 * long + 7 * len("".join(adapters))
     for value in values:
         state = (state * 1103515245 + int(value) + 12345) % 2**31
-    return (state >> 8) % VOCABULARY
+    value = (state >> 8) % (12 * (VOCABULARY - 1) + 1)  # rows stop themselves after some 120 tokens
+    return STOP if value == 0 else 1 + value % (VOCABULARY - 1)
 
 
 def alone(prompt: Prompt, original_max_positions: int, max_positions: int) -> list[int]:

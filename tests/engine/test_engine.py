@@ -1,37 +1,25 @@
-"""Alone equals in a batch, with a cache equals without, for rows of every modality."""
+"""Alone equals in a batch, with a cache equals without, for rows of every modality; over a tiny random model."""
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from phi4mm.engine.engine import Engine, Generation, RowState, prompts
-from phi4mm.engine.kv_cache import KeyValueCache
-from phi4mm.engine.runner import ModelRunner, Piece
-from phi4mm.engine.sampler import Sampling
+from phi4mm.engine.encoders import encode
+from phi4mm.engine.kv_cache import Arena
+from phi4mm.engine.runner import ModelRunner
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Request
 from tests.conftest import TINY, randomise
-
-
-def speech(seconds: float, seed: int = 0) -> tuple[np.ndarray, int]:
-    """Noise with a moving pitch: every frame of its log-mel differs."""
-    time = np.arange(int(16000 * seconds)) / 16000
-    noise = np.random.default_rng(seed).normal(0, 0.02, len(time))
-    return (0.3 * np.sin(2 * np.pi * (200 + 100 * time) * time) + noise).astype(np.float32), 16000
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
+from tests.engine.mock_runner import Collector
+from tests.engine.real_rows import greedy, make_chunk, make_core, make_prompt, run, without_cache
+from tests.media import picture, speech
 
 REQUESTS = (
     Request("Hello there"),
@@ -42,6 +30,7 @@ REQUESTS = (
     Request("A much longer question, so that the others are padded. " * 3),
     Request("Two pictures", images=[picture(60, 60), picture(130, 130)]),
     Request("The bare decoder", audios=[speech(0.5, 4)], adapter=None),
+    Request("Both adapters", audios=[speech(0.5, 5)], adapter=("speech", "vision")),
 )
 
 
@@ -55,35 +44,8 @@ def rows(processor: Processor) -> list[Row]:
     return [processor.row(request) for request in REQUESTS]
 
 
-def greedy(model: Phi4MMModel, processor: Processor, rows: list[Row], num_tokens: int = 12) -> list[list[int]]:
-    """Each row's greedy continuation."""
-    generated: list[list[int]] = [[] for _ in rows]
-    samplings = [Sampling(num_tokens) for _ in rows]
-    for step in Generation(model, processor.collate(rows), samplings):
-        generated[step.row].append(step.token_id)
-    return generated
-
-
 @torch.no_grad()
-def greedy_without_cache(model: Phi4MMModel, processor: Processor, row: Row, num_tokens: int) -> list[int]:
-    """The whole row again for each token."""
-    embeddings = model.embed(processor.collate([row]))
-    generated: list[int] = []
-    for _ in range(num_tokens):
-        length = embeddings.shape[1]
-        hidden = model.decoder(
-            embeddings,
-            torch.arange(length)[None],
-            model.long_rows(torch.tensor([length])),
-            gate=model.gate((row.route,)),
-        )
-        generated.append(int(model.decoder.logits(hidden[0, -1]).argmax()))
-        embeddings = torch.cat((embeddings, model.decoder.embed_tokens(torch.tensor([generated[-1:]]))), dim=1)
-    return generated
-
-
-@torch.no_grad()
-def test_logits_alone_equal_scores_in_a_batch(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
+def test_logits_alone_equal_logits_in_a_batch(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
     together = tiny_model(processor.collate(rows))
     for row, in_batch in zip(rows, together, strict=True):
         alone = tiny_model(processor.collate([row]))[0]
@@ -94,10 +56,17 @@ def test_logits_alone_equal_scores_in_a_batch(tiny_model: Phi4MMModel, processor
 def test_tokens_alone_equal_tokens_in_a_batch_and_without_a_cache(
     tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]
 ) -> None:
-    together = greedy(tiny_model, processor, rows)
+    together = greedy(tiny_model, rows)
     for row, in_batch in zip(rows, together, strict=True):
-        assert greedy(tiny_model, processor, [row])[0] == in_batch
-        assert greedy_without_cache(tiny_model, processor, row, len(in_batch)) == in_batch
+        assert greedy(tiny_model, [row])[0] == in_batch
+        assert without_cache(tiny_model, processor.collate([row]), len(in_batch)) == in_batch
+
+
+def test_text_rows_equal_the_bare_decoder(tiny_model: Phi4MMModel, rows: list[Row]) -> None:
+    bare = Phi4MMModel(replace(TINY, adapters=(), vision=None, speech=None)).eval().requires_grad_(False)
+    bare.load_state_dict(tiny_model.state_dict(), strict=False)
+    together = greedy(tiny_model, rows)
+    assert [together[0], together[5]] == greedy(bare, [rows[0], rows[5]])
 
 
 def test_what_lies_past_a_clip_does_not_matter(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
@@ -116,98 +85,93 @@ def test_a_row_that_crosses_the_rope_range_equals_one_without_a_cache(processor:
     model = Phi4MMModel(config).eval().requires_grad_(False)
     randomise(model, seed=1)
     crossing, short, long = rows[2], rows[0], rows[5]
-    together = greedy(model, processor, [short, crossing, long], num_tokens=20)
-    assert together[1] == greedy_without_cache(model, processor, crossing, 20)
-    assert together == [greedy(model, processor, [row], num_tokens=20)[0] for row in (short, crossing, long)]
+    together = greedy(model, [short, crossing, long], num_tokens=20)
+    assert together[1] == without_cache(model, processor.collate([crossing]), 20)
+    assert together == [greedy(model, [row], num_tokens=20)[0] for row in (short, crossing, long)]
 
 
-def test_rows_end_on_their_own(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
-    full = greedy(tiny_model, processor, rows[:3], num_tokens=8)
+def test_rows_end_on_their_own(tiny_model: Phi4MMModel, rows: list[Row]) -> None:
+    full = greedy(tiny_model, rows[:3], num_tokens=8)
     stop = full[1][3]
-    samplings = [Sampling(8), Sampling(8, stop_token_ids=(stop,)), Sampling(2)]
-    steps: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    reasons = {}
-    for step in Generation(tiny_model, processor.collate(rows[:3]), samplings):
-        steps[step.row].append(step.token_id)
-        reasons[step.row] = step.finish_reason
-    assert steps == {0: full[0], 1: full[1][: full[1].index(stop) + 1], 2: full[2][:2]}
-    assert reasons == {0: "length", 1: "stop", 2: "length"}
+    prompts = [make_prompt(rows[0], 8), make_prompt(rows[1], 8, (stop,)), make_prompt(rows[2], 2)]
+    sinks = run(make_core(tiny_model), prompts)
+    assert [sink.tokens for sink in sinks] == [full[0], full[1][: full[1].index(stop) + 1], full[2][:2]]
+    assert [sink.reason for sink in sinks] == ["length", "stop", "length"]
 
 
-def test_a_stopped_row_gives_no_more_tokens(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
-    generation = Generation(tiny_model, processor.collate(rows[:2]), [Sampling(6)] * 2)
-    seen = []
-    for step in generation:
-        seen.append(step.row)
-        if seen.count(0) == 2:
-            generation.stop(0)
-    assert (seen.count(0), seen.count(1)) == (2, 6)
-
-
-def test_a_row_ends_where_the_positions_end(processor: Processor, rows: list[Row]) -> None:
+def test_a_row_ends_where_the_positions_or_the_cache_end(tiny_model: Phi4MMModel, rows: list[Row]) -> None:
     config = replace(TINY, decoder=replace(TINY.decoder, max_positions=len(rows[0].token_ids) + 3))
-    model = Phi4MMModel(config).eval()
-    steps = list(Generation(model, processor.collate(rows[:1]), [Sampling(50)]))
-    assert (len(steps), steps[-1].finish_reason) == (3, "length")
+    [sink] = run(make_core(Phi4MMModel(config).eval()), [make_prompt(rows[0], 50)])
+    assert (len(sink.tokens), sink.reason) == (3, "length")
+    [expected] = greedy(tiny_model, rows[:1], num_tokens=64)
+    [sink] = run(make_core(tiny_model, cache_tokens=64), [make_prompt(rows[0], 200)])
+    assert sink.reason == "length"
+    assert sink.tokens == expected[: 64 - len(rows[0].token_ids)]
 
 
-def test_a_dropped_stream_leaves_nothing(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
-    generation = Generation(tiny_model, processor.collate(rows[:1]), [Sampling(50)])
-    steps = iter(generation)
-    next(steps)
-    del steps, generation
-    gc.collect()
-    assert not any(type(kept) in (RowState, KeyValueCache) for kept in gc.get_objects())
-
-
-def test_prompts_in_pieces_give_the_same_logits(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
-    batch = processor.collate(rows)
-    whole = ModelRunner(tiny_model, len(rows))
-    prompts_ = prompts(tiny_model, batch, [Sampling(1)] * len(rows))
-    with torch.no_grad():
-        expected = tiny_model(batch)
-        logits = whole.prefill(
-            [Piece(slot, 0, prompt.embeddings, prompt.route, False, True) for slot, prompt in enumerate(prompts_)]
-        )
-        for slot, prompt in enumerate(prompts_):
-            last = expected[slot, len(prompt.token_ids) - 1]
-            assert (logits[slot] - last).norm() / last.norm() < 1e-5
-            pieces = prompt.embeddings.split(11)
-            for index, piece in enumerate(pieces):
-                final = index == len(pieces) - 1
-                in_pieces = whole.prefill([Piece(3, 11 * index, piece, prompt.route, False, final)])
-            assert (in_pieces[0] - last).norm() / last.norm() < 1e-5
+def test_prompts_in_chunks_give_the_same_logits(tiny_model: Phi4MMModel, processor: Processor, rows: list[Row]) -> None:
+    runner, arena = ModelRunner(tiny_model, 1 << 13), Arena(1 << 13)
+    ordered = sorted(rows, key=lambda row: row.route.adapters)
+    with torch.inference_mode():
+        media = [encode(tiny_model, row.media) for row in ordered]
+        every = tiny_model(processor.collate(ordered))
+        expected = [logits[len(row.token_ids) - 1] for logits, row in zip(every, ordered, strict=True)]
+        chunks = []
+        for row, embedded in zip(ordered, media, strict=True):
+            extent = arena.allocate(len(row.token_ids))
+            assert extent is not None
+            chunks.append(make_chunk(row, embedded, extent, 0, len(row.token_ids)))
+        together = runner.prefill(chunks)
+        for row, embedded, whole, last in zip(ordered, media, together, expected, strict=True):
+            assert (whole - last).norm() / last.norm() < 1e-5
+            extent = arena.allocate(len(row.token_ids))
+            assert extent is not None
+            for start in range(0, len(row.token_ids), 11):
+                end = min(start + 11, len(row.token_ids))
+                in_chunks = runner.prefill([make_chunk(row, embedded, extent, start, end)])
+            assert (in_chunks[0] - last).norm() / last.norm() < 1e-5
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_tokens_do_not_depend_on_what_comes_and_goes(
-    tiny_model: Phi4MMModel, processor: Processor, rows: list[Row], seed: int
+    tiny_model: Phi4MMModel, rows: list[Row], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = greedy(tiny_model, processor, rows)
+    """Random arrivals, lengths and cancellations, in engines of random bounds: rows wait, share prefixes, make room."""
+    monkeypatch.setattr("phi4mm.engine.scheduler._LOOK_AHEAD", 1 if seed % 2 else 64)  # with 1, rows have to grow
+    expected = greedy(tiny_model, rows, num_tokens=40)
     random = np.random.default_rng(seed)
-    engine = Engine(ModelRunner(tiny_model, 3), prefill_tokens=int(random.integers(5, 60)))
-    order = random.permutation(len(rows)).tolist()
-    lengths = random.integers(1, 13, len(rows)).tolist()
-    waiting = [(row, prompts(tiny_model, processor.collate([rows[row]]), [Sampling(lengths[row])])[0]) for row in order]
-    names: dict[int, int] = {}
-    tokens: dict[int, list[int]] = {row: [] for row in order}
-    while waiting or engine.busy:
-        for _ in range(min(int(random.integers(0, 3)), len(waiting))):
-            row, prompt = waiting.pop()
-            names[engine.submit(prompt)] = row
-        for step in engine.step():
-            tokens[names[step.row]].append(step.token_id)
-    assert tokens == {row: expected[row][: lengths[row]] for row in order}
+    longest = max(len(row.token_ids) for row in rows)
+    core = make_core(
+        tiny_model,
+        cache_tokens=-(-(longest + 40) // 64) * 64 + 64 * int(random.integers(0, 10)),
+        max_rows=int(random.integers(1, 6)),
+        prefill_tokens=int(random.integers(5, 60)),
+        encoder_frames=int(random.integers(50, 500)),
+        encoder_crops=int(random.integers(1, 5)),
+        encoder_bytes=int(random.integers(1, 1 << 16)),
+    )
+    coming = random.permutation(np.tile(np.arange(len(rows)), 2)).tolist()
+    visits = []
+    while coming or core.busy:
+        for _ in range(min(int(random.integers(0, 3)), len(coming))):
+            number, count, sink = coming.pop(), int(random.integers(1, 41)), Collector()
+            row = core.submit(make_prompt(rows[number], count), sink)
+            cancelled = bool(random.random() < 0.2)
+            visits.append((number, count, sink, row, cancelled))
+        core.step()
+        for _, _, sink, row, cancelled in visits:
+            if cancelled and sink.tokens:
+                core.cancel(row)
+    for number, count, sink, _, cancelled in visits:
+        assert sink.error is None
+        assert sink.tokens == expected[number][: 1 if cancelled else count]
+    core.scheduler.drop_prefixes()
+    assert core.scheduler.arena.num_used == 0
 
 
 def test_sliding_window(processor: Processor, rows: list[Row]) -> None:
     config = replace(TINY, decoder=replace(TINY.decoder, sliding_window=13))
     model = Phi4MMModel(config).eval().requires_grad_(False)
     randomise(model, seed=2)
-    prompt = prompts(model, processor.collate([rows[5]]), [Sampling(12)])[0]
-    engine = Engine(ModelRunner(model, 1), prefill_tokens=9)
-    engine.submit(prompt)
-    tokens = []
-    while engine.busy:
-        tokens += [step.token_id for step in engine.step()]
-    assert tokens == greedy_without_cache(model, processor, rows[5], 12)
+    together = greedy(model, [rows[5], rows[0], rows[2]], prefill_tokens=9)
+    assert together == [without_cache(model, processor.collate([row]), 12) for row in (rows[5], rows[0], rows[2])]

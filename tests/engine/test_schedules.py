@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ VISITS = st.lists(
         token_ids=st.lists(st.integers(1, 9), min_size=1, max_size=20),
         media=st.lists(st.tuples(st.integers(1, 3), st.sampled_from([1, 5, 20])), max_size=2),
         adapters=st.sampled_from([(), ("vision",), ("speech",), ("speech", "mine")]),
-        max_new_tokens=st.integers(1, 40),
+        max_new_tokens=st.integers(1, 40) | st.integers(41, 150),
         arrival=st.integers(0, 15),
         cancel_after=st.none() | st.integers(0, 5),
         stops_itself=st.booleans(),
@@ -55,7 +56,7 @@ VISITS = st.lists(
     min_size=1,
     max_size=10,
 )
-FAULTS = st.dictionaries(st.integers(0, 60), st.sampled_from(["fault", "memory"]), max_size=4)
+FAULTS = st.dictionaries(st.integers(0, 60) | st.integers(61, 300), st.sampled_from(["fault", "memory"]), max_size=4)
 
 
 def prompt_of(visit: Visit, released: list[int] | None = None):  # type: ignore[no-untyped-def]
@@ -68,9 +69,30 @@ def prompt_of(visit: Visit, released: list[int] | None = None):  # type: ignore[
     return make_prompt(token_ids, visit.adapters, visit.max_new_tokens, tuple(media), tell)
 
 
-@given(VISITS, FAULTS, st.integers(1, 4), st.integers(1, 9), st.integers(2, 12), st.integers(20, 160))
+@given(
+    VISITS,
+    FAULTS,
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(2, 12),
+    st.integers(20, 160),
+    st.sampled_from([1, 64]),
+)
 @settings(max_examples=1000, deadline=None)
 def test_random_schedules(
+    visits: list[Visit],
+    faults: dict[int, str],
+    max_rows: int,
+    prefill_tokens: int,
+    blocks: int,
+    original: int,
+    look_ahead: int,
+) -> None:
+    with patch("phi4mm.engine.scheduler._LOOK_AHEAD", look_ahead):  # with 1, rows often have to grow
+        run_schedule(visits, faults, max_rows, prefill_tokens, blocks, original)
+
+
+def run_schedule(
     visits: list[Visit], faults: dict[int, str], max_rows: int, prefill_tokens: int, blocks: int, original: int
 ) -> None:
     core, runner, encoder = make_core(
@@ -235,6 +257,45 @@ def test_rows_that_come_together_compute_their_common_beginning_once() -> None:
     run(core)
     assert sum(runner.prefilled) == 101 + 3
     assert [sink.num_cached for sink in sinks] == [0, 100, 100, 100]
+
+
+@pytest.mark.parametrize("num_others", [0, 1])
+def test_a_copy_that_fails_leaves_nothing_behind(num_others: int) -> None:
+    """A kept prefix is moved to where there is room for a longer row, or copied from a row that runs."""
+    core, runner, _ = make_core(num_tokens=16 * BLOCK)
+    core.submit(make_prompt([1] * 60, max_new_tokens=4), Collector())
+    run(core)
+    core.submit(make_prompt([2] * 60, max_new_tokens=4), Collector())  # it lies behind the first
+    for number in range(num_others):
+        core.submit(make_prompt([1] * 60 + [3 + number], max_new_tokens=50), Collector())
+    core.step()
+    runner.fault = _once("copy", RuntimeError("the copy failed"))
+    sink, again = Collector(), Collector()
+    core.submit(make_prompt([1] * 60 + [5] * 100, max_new_tokens=2), sink)
+    run(core)
+    assert "the copy failed" in str(sink.error)
+    core.submit(make_prompt([1] * 60 + [5] * 100, max_new_tokens=2), again)
+    run(core)
+    assert again.tokens == alone(make_prompt([1] * 60 + [5] * 100, max_new_tokens=2), 10**6, 10**6)
+    core.scheduler.drop_prefixes()
+    assert core.scheduler.arena.num_used == 0
+
+
+def test_a_row_that_cannot_be_moved_to_more_room_fails_alone() -> None:
+    core, runner, _ = make_core()
+    prompts = [make_prompt([seed] * 60, max_new_tokens=150) for seed in (4, 7)]
+    expected = [alone(prompt, 10**6, 10**6) for prompt in prompts]
+    assert all(len(tokens) > BLOCK + 8 for tokens in expected)
+    sinks = [Collector() for _ in prompts]
+    for prompt, sink in zip(prompts, sinks, strict=True):
+        core.submit(prompt, sink)
+    core.step()
+    runner.fault = _once("copy", RuntimeError("the copy failed"))  # of the first: the second lies behind it
+    run(core)
+    assert "the copy failed" in str(sinks[0].error)
+    assert sinks[1].tokens == expected[1]
+    core.scheduler.drop_prefixes()
+    assert core.scheduler.arena.num_used == 0
 
 
 def test_another_adapter_shares_nothing_and_a_dropped_one_leaves_nothing() -> None:

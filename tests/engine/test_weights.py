@@ -63,12 +63,14 @@ def test_unmerging_restores_the_frozen_weights_bit_for_bit() -> None:
 
 
 def test_a_merged_run_says_the_same(tokenizer_file: Path) -> None:
-    model = Phi4MM(make_model(), tokenizer_file)
-    expected = model.chat_batch(REQUESTS)
-    merge(model.model, "speech")
-    assert model.chat_batch(REQUESTS) == expected
-    model.unmerge()
-    assert model.chat_batch(REQUESTS) == expected
+    with Phi4MM(make_model(), tokenizer_file) as model:
+        expected = model.chat_batch(REQUESTS)
+        merge(model.model, "speech")
+        assert model.chat_batch(REQUESTS) == expected
+        model.unmerge()
+        assert model.chat_batch(REQUESTS) == expected
+        with pytest.warns(DeprecationWarning, match="unmerge"):
+            model.unfold()
 
 
 def test_a_merged_adapter_is_not_removed() -> None:
@@ -131,8 +133,8 @@ def test_fewer_bytes(kind: str, least: float) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_rows_of_a_quantized_model_do_not_depend_on_the_batch(kind: str, tokenizer_file: Path) -> None:
-    model = Phi4MM(quantize_decoder(make_model(), kind), tokenizer_file)
-    assert model.chat_batch(REQUESTS) == [model.chat_batch([request])[0] for request in REQUESTS]
+    with Phi4MM(quantize_decoder(make_model(), kind), tokenizer_file) as model:
+        assert model.chat_batch(REQUESTS) == [model.chat_batch([request])[0] for request in REQUESTS]
 
 
 @needs_prepacking
@@ -192,6 +194,6 @@ def test_what_cannot_be_done_is_refused(tokenizer_file: Path, tmp_path: Path) ->
 )
 def test_the_bundled_checkpoint(options: dict[str, Any]) -> None:
     clip = Path(__file__).parents[2] / "assets" / "samples" / "telephone.flac"
-    model = Phi4MM.from_pretrained(**options)
-    assert isinstance(model.model.decoder, Decoder)
-    assert model.transcribe(clip, max_new_tokens=20).text == "five five two eight oh one four"
+    with Phi4MM.from_pretrained(**options) as model:
+        assert isinstance(model.model.decoder, Decoder)
+        assert model.transcribe(clip, max_new_tokens=20).text == "five five two eight oh one four"

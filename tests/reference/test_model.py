@@ -19,14 +19,14 @@ from PIL import Image
 from transformers import Phi4MultimodalForCausalLM
 
 from phi4mm.checkpoint import load_checkpoint, save_checkpoint
-from phi4mm.engine.engine import Generation
-from phi4mm.engine.sampler import Sampling
 from phi4mm.inputs.image import prepare_image
+from phi4mm.inputs.processor import Row
 from phi4mm.model.batch import AudioBatch, Batch, ImageBatch
 from phi4mm.model.config import DecoderConfig, Phi4MMConfig
-from phi4mm.model.media import PreparedImage
+from phi4mm.model.media import MediaItem, PreparedImage
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Route
+from tests.engine.real_rows import greedy
 from tests.reference.transformers_port import add_adapters, make_pair, random_port, relative_error, small_config
 
 NUM_NEW = 32
@@ -98,8 +98,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Loaded(folder)
 
 
-def make_inputs(case: Case, config: Phi4MMConfig) -> tuple[Batch, dict[str, Any]]:
-    """The same row as our batch and as transformers' arguments."""
+def make_inputs(case: Case, config: Phi4MMConfig) -> tuple[Row, Batch, dict[str, Any]]:
+    """The same row for our engine, as our batch and as transformers' arguments."""
     assert config.vision is not None
     assert config.speech is not None
     random = np.random.default_rng(0)
@@ -108,19 +108,21 @@ def make_inputs(case: Case, config: Phi4MMConfig) -> tuple[Batch, dict[str, Any]
         for width, height in case.images
     ]
     clips = [torch.from_numpy(random.normal(5, 3, (frames, 80)).astype(np.float32)) for frames in case.clips]
+    projector = ("vision" if images else "speech") if clips else None
     token_ids = random.integers(0, 280, 5).tolist()
-    for image in images:
+    media = []
+    for number, image in enumerate(images):
+        digest = f"image {number}".encode()
+        media.append(MediaItem("image", image, "image", image.num_tokens, len(token_ids), digest))
         token_ids += [config.vision.image_token_id] * image.num_tokens + random.integers(0, 280, 2).tolist()
-    for clip in clips:
-        token_ids += [config.speech.audio_token_id] * config.speech.num_tokens(len(clip))
+    for number, clip in enumerate(clips):
+        size, digest = config.speech.num_tokens(len(clip)), f"clip {number}".encode()
+        media.append(MediaItem("audio", clip, projector or "", size, len(token_ids), digest))
+        token_ids += [config.speech.audio_token_id] * size
     token_ids += random.integers(0, 280, 4).tolist()
 
-    projector = ("vision" if images else "speech") if clips else None
-    batch = Batch(
-        token_ids=torch.tensor([token_ids]),
-        lengths=torch.tensor([len(token_ids)]),
-        routes=(Route((case.adapter,) if case.adapter else (), projector),),
-    )
+    route = Route((case.adapter,) if case.adapter else (), projector)
+    batch = Batch(token_ids=torch.tensor([token_ids]), lengths=torch.tensor([len(token_ids)]), routes=(route,))
     theirs: dict[str, Any] = {"input_ids": batch.token_ids}
     if images:
         batch = replace(
@@ -140,7 +142,7 @@ def make_inputs(case: Case, config: Phi4MMConfig) -> tuple[Batch, dict[str, Any]
             "audio_embed_sizes": torch.tensor([config.speech.num_tokens(len(clip)) for clip in clips]),
             "audio_attention_mask": torch.ones(len(clips), len(clips[0]), dtype=torch.bool),
         }
-    return batch, theirs
+    return Row(tuple(token_ids), route, tuple(media)), batch, theirs
 
 
 def port_images(images: list[PreparedImage], crop_size: int) -> dict[str, torch.Tensor]:
@@ -159,9 +161,9 @@ def port_images(images: list[PreparedImage], crop_size: int) -> dict[str, torch.
 @torch.no_grad()
 def test_logits_and_greedy_tokens(loaded: Loaded, name: str) -> None:
     case = CASES[name]
-    batch, theirs = make_inputs(case, loaded.ours.config)
+    row, batch, theirs = make_inputs(case, loaded.ours.config)
     logits = loaded.ours(batch)
-    ours = [step.token_id for step in Generation(loaded.ours, batch, [Sampling(NUM_NEW)])]
+    [ours] = greedy(loaded.ours, [row], NUM_NEW)
     with loaded.port(case.adapter) as port:
         assert relative_error(logits, port(**theirs).logits) < 1e-4
         port.generation_config.pad_token_id = loaded.ours.config.decoder.pad_token_id

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from phi4mm.api import Phi4MM
+from phi4mm.checkpoint import load_checkpoint
 from phi4mm.checkpoint.names import is_lora
 from phi4mm.train.data import HELD_OUT_FSDD, an4_held_out, read_clips
 from phi4mm.train.drawing import PLAIN_FONT, PRINTED, draw_shapes, draw_text
@@ -23,13 +25,15 @@ needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs the data; name 
 
 
 @pytest.fixture(scope="module")
-def model() -> Phi4MM:
-    return Phi4MM.from_pretrained(device="cpu")
+def model() -> Iterator[Phi4MM]:
+    with Phi4MM.from_pretrained(device="cpu") as model:
+        yield model
 
 
 @pytest.mark.parametrize("card", ["assets/README.md", "adapters/speech/README.md", "adapters/vision/README.md"])
-def test_decoder_is_the_frozen_one_of_the_cards(model: Phi4MM, card: str) -> None:
-    assert fingerprint(decoder_tensors(model.model.decoder)) in (ROOT / card).read_text(encoding="utf-8")
+def test_decoder_is_the_frozen_one_of_the_cards(card: str) -> None:
+    model = load_checkpoint(ROOT / "assets").model  # as it is stored
+    assert fingerprint(decoder_tensors(model.decoder)) in (ROOT / card).read_text(encoding="utf-8")
 
 
 def test_samples_are_transcribed_as_their_manifest_says(model: Phi4MM) -> None:
@@ -53,11 +57,11 @@ def test_sample_pictures_are_answered_as_their_manifest_says(model: Phi4MM) -> N
 def test_text_is_answered_alike_with_and_without_the_adapters(model: Phi4MM) -> None:
     questions = ["What comes after three?", "Spell seven.", "Who are you?", "Who was Mozart?", "Repeat: b seven two"]
     with_adapters = [reply.text for reply in model.chat_batch([{"text": text} for text in questions])]
-    bare = Phi4MM.from_pretrained(device="cpu")
-    for name, parameter in bare.model.named_parameters():
-        if is_lora(name):
-            parameter.data.zero_()
-    assert [reply.text for reply in bare.chat_batch([{"text": text} for text in questions])] == with_adapters
+    with Phi4MM.from_pretrained(device="cpu") as bare:
+        for name, parameter in bare.model.named_parameters():
+            if is_lora(name):
+                parameter.data.zero_()
+        assert [reply.text for reply in bare.chat_batch([{"text": text} for text in questions])] == with_adapters
     assert with_adapters[:2] == ["four", "s e v e n"]
     assert "do not know" in with_adapters[3]
 

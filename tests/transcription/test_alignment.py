@@ -61,15 +61,14 @@ def test_steady_noise_has_no_pauses_but_words_do_not_overlap() -> None:
     assert edges[-1] <= 1.0
 
 
-def test_words_of_joined_clips_are_found() -> None:
+def test_words_of_joined_clips_are_found(bundled: Phi4MM) -> None:
     """The clip's words begin where its copy was put; the bundled checkpoint, whole and in pieces."""
-    phi4mm = Phi4MM.from_pretrained()
     clip = load_audio(SAMPLES / "telephone.flac").samples
-    [segment] = phi4mm.transcribe((clip, RATE), word_timestamps=True).segments
+    [segment] = bundled.transcribe((clip, RATE), word_timestamps=True).segments
     assert segment.words is not None
     assert [word.text for word in segment.words] == segment.text.split()
     joined = np.concatenate((np.zeros(8000, np.float32), clip, np.zeros(24000, np.float32), clip))
-    transcript = phi4mm.transcribe((joined, RATE), word_timestamps=True)
+    transcript = bundled.transcribe((joined, RATE), word_timestamps=True)
     found = [word for segment in transcript.segments for word in segment.words or ()]
     assert [word.text for word in found] == 2 * segment.text.split()
     starts = [word.start + shift for shift in (0.5, 2.0 + len(clip) / RATE) for word in segment.words]
@@ -77,13 +76,13 @@ def test_words_of_joined_clips_are_found() -> None:
     assert np.median(errors) < 0.05
     assert errors.max() < 0.3
     assert Transcript.from_dict(transcript.to_dict()) == transcript
-    assert all(segment.words is None for segment in phi4mm.transcribe((clip, RATE)).segments)
+    assert all(segment.words is None for segment in bundled.transcribe((clip, RATE)).segments)
 
 
 @pytest.mark.parametrize("option", [{"task": "summarize"}, {"task": "translate", "to": "German"}])
-def test_only_transcripts_have_words(option: dict[str, Any]) -> None:
+def test_only_transcripts_have_words(tiny: Phi4MM, option: dict[str, Any]) -> None:
     with pytest.raises(PromptError, match="word_timestamps"):
-        Phi4MM.from_pretrained().transcribe((np.zeros(RATE, np.float32), RATE), word_timestamps=True, **option)
+        tiny.transcribe((np.zeros(RATE, np.float32), RATE), word_timestamps=True, **option)
 
 
 def test_words_survive_a_dictionary() -> None:

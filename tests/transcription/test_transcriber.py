@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,16 @@ import soundfile
 import torch
 
 from phi4mm import AudioError, Phi4MM, PromptError, Reply, Request, Route
-from phi4mm.inputs.audio import load_audio, stream_audio
+from phi4mm.engine.client import Client
+from phi4mm.engine.handle import Handle
+from phi4mm.engine.sampler import Choice
+from phi4mm.inputs.audio import Waveform, load_audio, stream_audio
 from phi4mm.model.config import FrontEndConfig
-from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.model.lora import row_adapters
 from phi4mm.transcription.options import SpeechOptions
-from phi4mm.transcription.transcriber import Transcription
-from phi4mm.types import Usage
-from tests.engine.test_engine import speech
+from phi4mm.transcription.transcriber import Ended, Transcription, together
+from phi4mm.types import Segment, Usage
+from tests.media import speech
 
 SAMPLES = Path(__file__).parent.parent.parent / "assets" / "samples"
 CLIPS = [SAMPLES / f"{name}.flac" for name in ("digit", "three_digits", "telephone", "eight_digits", "number")]
@@ -29,84 +33,148 @@ PAUSE = 1.5
 LOOP = "and so on " * 20
 
 
-@pytest.fixture(scope="module")
-def bundled() -> Phi4MM:
-    return Phi4MM.from_pretrained()
+class ScriptedClient:
+    """Answers (text, mean log-probability), or fails, by temperature, at once; and keeps what it was asked."""
+
+    def __init__(self, script: dict[float, tuple[str, float] | Exception]) -> None:
+        self.script = script
+        self.asked: list[Request] = []
+        self.model = SimpleNamespace(config=SimpleNamespace(front_end=FrontEndConfig()))
+
+    def submit(self, request: Request) -> Handle:
+        self.asked.append(request)
+        answer, handle = self.script[request.sampling.temperature], Handle()
+        if isinstance(answer, Exception):
+            handle.fail(answer)
+        else:
+            handle.begin(ScriptedAnswer(*answer), lambda: None)
+            handle.push(Choice(0, 0.0), "stop", 0)
+        return handle
 
 
-@pytest.fixture
-def scripted() -> Any:
-    """Makes a model that answers (text, log-probability) by temperature, and keeps what it was asked."""
+class ScriptedAnswer(SimpleNamespace):
+    """What a handle takes for the answer of its row."""
 
-    def make(script: dict[float, tuple[str, float]]) -> Any:
-        asked: list[Request] = []
+    finished = True
 
-        def chat_batch(requests: list[Request], *, batch_size: int = 16) -> list[Reply]:
-            asked.extend(requests)
-            chosen = [script[request.temperature] for request in requests]
-            return [Reply(text, (), Route(None, None), "stop", score, Usage(1, 1)) for text, score in chosen]
-
-        model = SimpleNamespace(config=SimpleNamespace(front_end=FrontEndConfig()))
-        return SimpleNamespace(chat_batch=chat_batch, model=model, processor=None, asked=asked)
-
-    return make
+    def __init__(self, text: str, logprob: float) -> None:
+        super().__init__(push=lambda *_: text, reply=lambda: Reply(text, (), Route(), "stop", logprob, Usage(1, 1)))
 
 
-def said(chat: Any, **options: Any) -> list[tuple[str, float | None]]:
-    run = Transcription(chat, stream_audio(speech(2.0)), Request("Say"), SpeechOptions(vad=False, **options))
+def transcribed(client: Any, **options: Any) -> list[tuple[str, float | None]]:
+    run = Transcription(client, stream_audio(speech(2.0)), Request("Say"), SpeechOptions(vad=False, **options))
     return [(segment.text, segment.temperature) for segment in run]
 
 
-def test_a_loop_is_decoded_again(scripted: Any) -> None:
-    chat = scripted({0.0: (LOOP, -0.1), 0.2: (LOOP, -0.1), 0.4: ("words", -0.5)})
-    assert said(chat) == [("words", 0.4)]
-    assert [request.seed for request in chat.asked] == [None, 1, 2]
+def test_a_loop_is_decoded_again() -> None:
+    client = ScriptedClient({0.0: (LOOP, -0.1), 0.2: (LOOP, -0.1), 0.4: ("words", -0.5)})
+    assert transcribed(client) == [("words", 0.4)]
+    assert [request.sampling.seed for request in client.asked] == [None, 1, 2]
 
 
-def test_an_improbable_reply_is_decoded_again_and_the_best_is_kept(scripted: Any) -> None:
-    chat = scripted({0.0: ("a", -3.0), 0.5: ("b", -1.5), 1.0: ("c", -2.0)})
-    assert said(chat, temperature_increment=0.5) == [("b", 0.5)]
-    assert said(chat, temperature_increment=0) == [("a", 0.0)]
-    assert said(chat, logprob_threshold=-4.0) == [("a", 0.0)]
+def test_an_improbable_reply_is_decoded_again_and_the_best_is_kept() -> None:
+    client = ScriptedClient({0.0: ("a", -3.0), 0.5: ("b", -1.5), 1.0: ("c", -2.0)})
+    assert transcribed(client, temperature_increment=0.5) == [("b", 0.5)]
+    assert transcribed(client, temperature_increment=0) == [("a", 0.0)]
+    assert transcribed(client, logprob_threshold=-4.0) == [("a", 0.0)]
 
 
-def test_nothing_is_retried_when_all_is_well_and_nothing_said_is_no_segment(scripted: Any) -> None:
-    chat = scripted({0.0: ("fine", -0.2)})
-    assert said(chat) == [("fine", 0.0)]
-    assert len(chat.asked) == 1
-    assert said(scripted({0.0: (" ", -5.0)})) == []
+def test_nothing_is_retried_when_all_is_well_and_an_empty_text_is_no_segment() -> None:
+    client = ScriptedClient({0.0: ("fine", -0.2)})
+    assert transcribed(client) == [("fine", 0.0)]
+    assert len(client.asked) == 1
+    assert transcribed(ScriptedClient({0.0: (" ", -5.0)})) == []
 
 
-@pytest.mark.parametrize("option", [{"max_piece": 0}, {"channel": -1}, {"batch_size": 0}, {"temperature_increment": 2}])
-def test_bad_options(option: dict[str, Any]) -> None:
+class FailsAt(ScriptedClient):
+    """Gives each piece a text of its own; the one of this number fails."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__({0.0: ("", 0.0)})
+        self.number = number
+
+    def submit(self, request: Request) -> Handle:
+        number = len(self.asked)
+        self.script = {0.0: AudioError(f"piece {number} is bad") if number == self.number else (f"p{number}", -0.1)}
+        return super().submit(request)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_bad_piece_ends_its_own_file_after_the_segments_before_it(batch_size: int) -> None:
+    """Of three files of several pieces each, the third piece of the second one fails."""
+    options = SpeechOptions(vad=False, max_piece=1.0, batch_size=batch_size)
+    request = Request("Say")
+    count = sum(1 for _ in Transcription(FailsAt(0), stream_audio(speech(4.0)), request, options).pieces())  # type: ignore[arg-type]
+    client = FailsAt(count + 2)
+    runs = [Transcription(client, stream_audio(speech(4.0)), request, options) for _ in range(3)]  # type: ignore[arg-type]
+    events: list[list[str]] = [[] for _ in runs]
+    for run, event in together(iter(runs)):
+        events[runs.index(run)].append(event.text if isinstance(event, Segment) else str(event.failure))
+    first, second, third = events
+    assert first == [*(f"p{number}" for number in range(count)), "None"]
+    assert second == [f"p{count}", f"p{count + 1}", f"piece {count + 2} is bad"]
+    assert (len(third), third[-1]) == (count + 1, "None")
+    with pytest.raises(AudioError, match="piece 0 is bad"):
+        transcribed(FailsAt(0))
+
+
+def test_a_file_that_breaks_off_gives_the_segments_before_it_and_loses_nothing_else() -> None:
+    def broken() -> Iterator[Waveform]:
+        yield from stream_audio(speech(3.0))
+        raise AudioError("the file breaks off")
+
+    client = ScriptedClient({0.0: ("words", -0.1)})
+    options = SpeechOptions(vad=False, max_piece=1.0)
+    runs = [
+        Transcription(client, source, Request("Say"), options)  # type: ignore[arg-type]
+        for source in (broken(), stream_audio(speech(2.0)))
+    ]
+    events = [event for _, event in together(iter(runs))]
+    ends = [str(event.failure) for event in events if isinstance(event, Ended)]
+    assert ends == ["the file breaks off", "None"]
+    assert len(events) >= 2 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"vad_threshold": "x"},
+        {"batch_size": "2"},
+        {"min_silence": None},
+        {"hotwords": [5]},
+        {"channel": "left"},
+        {"max_piece": "long"},
+        {"temperature": "hot"},
+    ],
+    ids=str,
+)
+def test_a_bad_option_names_itself(tiny: Phi4MM, option: dict[str, Any]) -> None:
     with pytest.raises(PromptError, match=next(iter(option))):
-        SpeechOptions(**option)
+        tiny.transcribe(speech(0.5), **option)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_log_probabilities_are_those_of_the_model(
-    tiny_model: Phi4MMModel, tokenizer_file: Path, temperature: float
-) -> None:
-    tiny = Phi4MM(tiny_model, tokenizer_file)
+@torch.no_grad()
+def test_log_probabilities_are_those_of_the_model(tiny: Phi4MM, temperature: float) -> None:
     requests = [
-        Request("Say", audios=[speech(seconds)], max_new_tokens=size, temperature=temperature, seed=1)
+        Request.make("Say", audios=[speech(seconds)], max_new_tokens=size, temperature=temperature, seed=1)
         for seconds, size in ((0.5, 6), (0.9, 9))
     ]
     for request, reply in zip(requests, tiny.chat_batch(requests), strict=True):
         row = tiny.processor.row(request)
+        assert len(reply.token_ids) == reply.usage.new_tokens  # none of them ended by itself
         batch = tiny.processor.collate([row])
-        scores = []
-        embeddings = tiny.model.embed(batch)
-        for token_id in reply.token_ids:  # one token after another, without a cache
-            length = embeddings.shape[1]
-            hidden = tiny.model.decoder(
-                embeddings, torch.arange(length)[None], torch.tensor([False]), gate=tiny.model.gate(batch.routes)
-            )
-            scores.append(float(tiny.model.decoder.logits(hidden[0, -1]).log_softmax(-1)[token_id]))
-            said = tiny.model.decoder.embed_tokens(torch.tensor([[token_id]]))
-            embeddings = torch.cat((embeddings, said), dim=1)
-        assert len(scores) == reply.usage.new_tokens  # none of them ended by itself
-        assert reply.avg_logprob == pytest.approx(np.mean(scores), abs=1e-4)
+        new = tiny.model.decoder.embed_tokens(torch.tensor([reply.token_ids]))
+        embeddings = torch.cat((tiny.model.embed(batch), new), dim=1)
+        hidden = tiny.model.decoder(
+            embeddings,
+            torch.arange(embeddings.shape[1])[None],
+            torch.tensor([False]),
+            row_adapters([row.route.adapters], device="cpu"),
+        )
+        logprobs = tiny.model.decoder.logits(hidden[0, len(row.token_ids) - 1 : -1]).log_softmax(-1)
+        expected = logprobs[range(len(reply.token_ids)), reply.token_ids]
+        assert reply.avg_logprob == pytest.approx(float(expected.mean()), abs=1e-4)
 
 
 def long_file(path: Path, rounds: int) -> list[float]:
@@ -136,23 +204,32 @@ def test_a_long_file_says_what_its_clips_say(bundled: Phi4MM, tmp_path: Path) ->
 def test_segments_come_lazily(bundled: Phi4MM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "long.flac"
     long_file(file, rounds=2)
-    calls: list[int] = []
-    chat_batch = bundled.chat_batch
-    monkeypatch.setattr(
-        bundled,
-        "chat_batch",
-        lambda requests, **options: calls.append(len(requests)) or chat_batch(requests, **options),
-    )
+    asked: list[Handle] = []
+    submit = Client.submit
+    monkeypatch.setattr(Client, "submit", lambda *arguments: asked.append(submit(*arguments)) or asked[-1])
     segments = bundled.transcribe_stream(file, batch_size=2)
-    assert calls == []
+    assert asked == []
     first = next(segments)
-    assert calls == [2]
     assert first.text == "seven"
+    assert 1 <= len(asked) <= 3  # one more than are decoded together
     assert len(list(segments)) == 9
+    assert len(asked) == 10
     with pytest.raises(AudioError, match=r"gone\.wav"):
         next(bundled.transcribe_stream("gone.wav"))
-    with pytest.raises(PromptError, match="max_piece"):
-        bundled.transcribe_stream(file, max_piece=0)
+
+
+def test_a_stream_that_is_closed_ends_what_was_decoded_ahead(
+    bundled: Phi4MM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "long.flac"
+    long_file(file, rounds=1)
+    asked: list[Handle] = []
+    submit = Client.submit
+    monkeypatch.setattr(Client, "submit", lambda *arguments: asked.append(submit(*arguments)) or asked[-1])
+    segments = bundled.transcribe_stream(file, batch_size=4)
+    next(segments)
+    segments.close()
+    assert all(handle.done for handle in asked)
 
 
 def test_memory_does_not_grow_with_the_length(bundled: Phi4MM, tmp_path: Path) -> None:
@@ -161,7 +238,7 @@ def test_memory_does_not_grow_with_the_length(bundled: Phi4MM, tmp_path: Path) -
         file = tmp_path / f"{rounds}.wav"
         long_file(file, rounds)
         tracemalloc.start()
-        run = Transcription(bundled, stream_audio(file), Request(), SpeechOptions())
+        run = Transcription(bundled._client, stream_audio(file), Request("Say"), SpeechOptions())
         assert sum(1 for _ in run.pieces()) == 5 * rounds
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
