@@ -190,6 +190,10 @@ class Phi4MM:
             raise Phi4MMError("only plain weights can be saved; load the model without quantize=, merge= and prepack=")
         return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
 
+    def drop_caches(self) -> None:
+        """Forget what is kept of earlier requests: their beginnings in the KV cache, and their encoded media."""
+        self._client.engine.call(lambda core: core.drop_caches())
+
     def submit(self, request: Request | Mapping[str, Any]) -> Handle:
         """Queue a request, from any thread or event loop.
 
@@ -298,10 +302,10 @@ class Phi4MM:
         hotwords: Sequence[str] = (),
         **options: Unpack[TranscribeOptions],
     ) -> Transcription:
-        """``transcribe``, segment by segment, while up to ``batch_size`` pieces are decoded ahead.
+        """``transcribe``, segment by segment, while the next pieces are decoded: up to ``batch_size`` together.
 
-        Only what is being decoded is in memory. Arguments as ``transcribe``; live audio may be handed in as an
-        iterator of its consecutive parts, each ``(samples, sampling_rate)``, best with ``batch_size=1``. An option
+        Only some pieces that are read ahead are in memory. Arguments as ``transcribe``; live audio may be handed in as
+        an iterator of its consecutive parts, each ``(samples, sampling_rate)``, best with ``batch_size=1``. An option
         that is out of range raises here; audio that cannot be read, when the segment is asked for that meets it.
         """
         speech, decoding = SpeechOptions.split(options, task=task)

@@ -102,6 +102,7 @@ def test_embeddings_are_reused_where_the_prefix_is_not(fresh: Callable[..., Phi4
 
 
 def test_retries_and_word_alignment_encode_a_piece_once(bundled: Phi4MM, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled.drop_caches()
     called = count_calls(bundled.model, monkeypatch)
     options: dict[str, Any] = {"logprob_threshold": 0.0, "compression_ratio_threshold": 0.0}  # every decoding fails
     clip = SAMPLES / "number.flac"

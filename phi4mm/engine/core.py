@@ -102,6 +102,16 @@ class Core:
         self.scheduler.remove(row)
         self._release_media(row)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that wait or run."""
+        return len(self.scheduler.running) + len(self.scheduler.waiting)
+
+    def drop_caches(self) -> None:
+        """Forget the kept prefixes and embeddings."""
+        self.scheduler.drop_prefixes()
+        self.embeddings.clear()
+
     def fail_all(self, make_error: Callable[[], Exception]) -> None:
         """End every row with an error of its own."""
         for row in self.scheduler.rows:
@@ -207,9 +217,9 @@ class Core:
                 self.embeddings.put(digest, result)
         for row in self.scheduler.rows if found else ():
             for medium in row.media:
-                result = found.get(medium.digest)
-                if result is None or medium.embeddings is not None:
+                if medium.digest not in found or medium.embeddings is not None:
                     continue
+                result = found[medium.digest]
                 if isinstance(result, Tensor):
                     medium.embeddings = result
                     self._release_features(row, medium)

@@ -23,6 +23,7 @@ from phi4mm.asr import __main__ as command
 from phi4mm.asr.files import find_inputs
 from phi4mm.asr.manual import manual
 from phi4mm.asr.parser import make_parser
+from phi4mm.engine.row import Group
 from phi4mm.inputs.audio import stream_audio
 from phi4mm.model.config import FrontEndConfig
 from phi4mm.transcription.options import SpeechOptions
@@ -35,7 +36,7 @@ RATE = 16000
 class Answered:
     """A handle of a clip whose reply says how long it is."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, group: Group | None = None) -> None:
         [(samples, rate)] = request.audios
         self.text = f"{len(samples) / rate:.1f} seconds"
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_done_is_refused(tokenizer_file: Path, tmp_path: Path) ->
         {"quantize": "int8"},
         {"quantize": "int4"},
         {"merge": "speech"},
-        pytest.param({"merge": "speech", "prepack": True}, marks=needs_prepacking),
+        pytest.param({"merge": "speech", "prepack": True, "dtype": "bfloat16"}, marks=needs_prepacking),
     ],
 )
 def test_the_bundled_checkpoint(options: dict[str, Any]) -> None:
