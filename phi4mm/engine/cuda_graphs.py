@@ -6,9 +6,10 @@ of adapters. What is compiled is one layer of the decoder, which all layers shar
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
@@ -223,6 +224,7 @@ class CompiledRunner(ModelRunner):
     ) -> None:
         blocks = -(-num_tokens // BLOCK)
         super().__init__(model, (blocks + 1) * BLOCK)
+        _prepare_compiler()
         self.num_tokens = num_tokens
         self._spare = blocks * BLOCK  # where the block begins that belongs to no row
         self._max_rows = max_rows
@@ -322,6 +324,23 @@ class CompiledRunner(ModelRunner):
         for layer, keys, values in zip(decoder.layers, self.cache.keys, self.cache.values, strict=True):
             hidden = run_layer(layer, hidden, rotary, variant.names, weights, keys, values, last, attention)
         return decoder.logits(decoder.norm(hidden)[:, 0])
+
+
+@cache
+def _prepare_compiler() -> None:
+    """Where torch is built for CUDA and there is no GPU, torch 2.11 keeps a pointer to an object of the first thread
+    that compiles, which dangles once that thread has ended, and follows it when another one compiles: let that first
+    thread be one that lives as long as the program."""
+    if torch.version.cuda is not None and not torch.cuda.is_available():
+        started = threading.Event()
+
+        def live() -> None:
+            torch._C._ensureCUDADeviceGuardSet()
+            started.set()
+            threading.Event().wait()
+
+        threading.Thread(target=live, name="phi4mm-compiler", daemon=True).start()
+        started.wait()
 
 
 def _captured(run: Callable[[], Tensor], device: torch.device, pool: Any) -> Callable[[], Tensor]:

@@ -187,6 +187,9 @@ def test_more_keys_are_gathered_for_longer_rows(model: Phi4MMModel) -> None:
 def test_replies(tiny_model: Phi4MMModel, tokenizer_file: Path) -> None:
     options = EngineOptions(cache_tokens=512)
     make_runner = partial(make_compiled, flex=False)
+    for _ in range(2):  # each in a thread of its own
+        with Phi4MM(tiny_model, tokenizer_file, options=options, make_runner=make_runner) as another:
+            another.chat("Hello", max_new_tokens=2)
     requests = [{"text": text, "max_new_tokens": 8} for text in ("Hello", "How are you?")]
     with (
         Phi4MM(tiny_model, tokenizer_file, options=options) as plain,
