@@ -6,6 +6,7 @@ feature extractor and image processor are timed in rows of their own, and in the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -85,13 +86,22 @@ class Theirs:
             image_attention_mask=inputs["image_attention_mask"],
         )
 
-    def generate(self, kind: str, count: int, new_tokens: int) -> None:
-        self._generate(self._inputs(self._rows(kind) * count), _ADAPTERS[kind], new_tokens, new_tokens)
+    def generate(self, kind: str, count: int, new_tokens: int, sampled: bool = False) -> None:
+        inputs = self._inputs(self._rows(kind, count))
+        self._generate(inputs, _ADAPTERS[kind], new_tokens, new_tokens, **(cases.SAMPLED if sampled else {}))
 
     def mixed_batch(self) -> None:
         """Separate batches: the port has one adapter and one audio projector at a time."""
         for kind in cases.KINDS:
             self.generate(kind, 1, self.preset.new_tokens)
+
+    def second_question(self, kind: str, warm: bool) -> float:
+        """Seconds to the first token of another question on a medium: the port computes it whole in either case."""
+        del warm
+        _, second = cases.two_questions(kind, self.config)
+        start = time.perf_counter()
+        self._generate(self._inputs([self.processor.row(second)]), _ADAPTERS[kind], 1, 1)
+        return time.perf_counter() - start
 
     def asr_job(self, batch_size: int) -> list[str]:
         """The clips' texts, from batches sorted by length, which is what is fast here.
@@ -143,8 +153,8 @@ class Theirs:
         stop = {*self.config.decoder.stop_token_ids, self.config.decoder.pad_token_id}
         return self.processor.tokenizer.decode([token for token in tokens if token not in stop])
 
-    def _rows(self, kind: str) -> list[Row]:
-        return [self.processor.row(request) for request in cases.requests_of(kind, self.config)]
+    def _rows(self, kind: str, count: int = 1) -> list[Row]:
+        return [self.processor.row(request) for request in cases.requests_of(kind, self.config, count)]
 
     def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The arguments of the port's ``forward`` for rows of one kind, padded at the start."""
@@ -173,11 +183,15 @@ class Theirs:
         return inputs
 
     @torch.inference_mode()
-    def _generate(self, inputs: dict[str, Any], adapter: str | None, least: int, most: int) -> torch.Tensor:
-        """The new tokens [rows, tokens]."""
+    def _generate(
+        self, inputs: dict[str, Any], adapter: str | None, least: int, most: int, **sampling: Any
+    ) -> torch.Tensor:
+        """The new tokens [rows, tokens]; greedily, unless ``sampling`` says how."""
         if adapter is not None:
             self.port.set_adapter(adapter)
         with self.port.disable_adapter() if adapter is None else nullcontext():
-            written = self.causal_lm.generate(**inputs, min_new_tokens=least, max_new_tokens=most, do_sample=False)
+            written = self.causal_lm.generate(
+                **inputs, min_new_tokens=least, max_new_tokens=most, do_sample=bool(sampling), **sampling
+            )
         new: torch.Tensor = written[:, inputs["input_ids"].shape[1] :]
         return new

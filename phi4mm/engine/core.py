@@ -146,6 +146,11 @@ class Core:
         for row in self.scheduler.rows:
             self._fail(row, make_error())
 
+    def drop_caches(self) -> None:
+        """Forget the prefixes of ended rows and the embeddings of media."""
+        self.scheduler.drop_prefixes()
+        self.embeddings.clear()
+
     @torch.inference_mode()
     def step(self) -> None:
         """Go on by at most one token of each row that is decoded, and a bounded piece of each other kind of work."""
