@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from PIL import Image
 
@@ -76,28 +74,33 @@ def make_checkpoint(preset: Preset, folder: Path, dtype: torch.dtype) -> Path:
     if preset.config is None:
         model = Phi4MM.from_pretrained(device="cpu", dtype=dtype, prepack=False)
         return model.save_pretrained(folder, layout="transformers")
-    config = _with_bundled_tokens(preset.config)
+    model_of_shapes = random_model(with_bundled_tokens(preset.config), torch.device("cpu"), dtype)
+    return save_checkpoint(model_of_shapes, folder, tokenizer_file=bundled_tokenizer(), layout="transformers")
+
+
+def random_model(config: Phi4MMConfig, device: torch.device, dtype: torch.dtype) -> Phi4MMModel:
+    """A model with random weights, made where it shall be, so that activations keep their size."""
     with torch.device("meta"):
-        model_of_shapes = Phi4MMModel(config)
-    model_of_shapes = model_of_shapes.to(dtype).to_empty(device="cpu").eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
+        model = Phi4MMModel(config)
+    model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
-        for name, tensor in model_of_shapes.state_dict().items():
+        for name, tensor in model.state_dict().items():
             if name.endswith("norm.weight") or "norm1.weight" in name or "norm2.weight" in name or "inverse" in name:
                 tensor.fill_(1.0)
             elif tensor.dim() < 2:
                 tensor.zero_()
             else:
                 tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
-    return save_checkpoint(model_of_shapes, folder, tokenizer_file=_bundled_tokenizer(), layout="transformers")
+    return model
 
 
-def _bundled_tokenizer() -> Path:
+def bundled_tokenizer() -> Path:
     return tokenizer_file(locate(None, None).folder)
 
 
-def _with_bundled_tokens(config: Phi4MMConfig) -> Phi4MMConfig:
-    """The preset with the bundled tokenizer's control tokens, so that its prompts can be rendered."""
+def with_bundled_tokens(config: Phi4MMConfig) -> Phi4MMConfig:
+    """These sizes with the bundled tokenizer's control tokens, so that its prompts can be rendered."""
     _, bundled = read_config(locate(None, None).folder)
     assert config.vision is not None
     assert config.speech is not None
@@ -156,6 +159,8 @@ def two_questions(kind: str, config: Phi4MMConfig) -> tuple[Request, Request]:
 @cache
 def job_clips(num_clips: int) -> tuple[np.ndarray, ...]:
     """Speech of 1 to 15 s, of every length alike, shuffled: the bundled samples, one after another."""
+    import soxr
+
     random = np.random.default_rng(1)
     files = map(load_audio, sorted((locate(None).folder / "samples").glob("*.flac")))
     samples = [soxr.resample(file.samples, file.sampling_rate, SAMPLING_RATE) for file in files]
@@ -166,6 +171,8 @@ def job_clips(num_clips: int) -> tuple[np.ndarray, ...]:
 @cache
 def job_files(num_clips: int) -> tuple[Path, ...]:
     """``job_clips`` as WAV files of float samples, in a temporary folder of this process."""
+    import soundfile
+
     folder = Path(tempfile.mkdtemp(prefix="phi4mm-bench-"))
     atexit.register(shutil.rmtree, folder)
     paths = tuple(folder / f"{number}.wav" for number in range(num_clips))

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from phi4mm.api import Phi4MM
@@ -20,12 +21,21 @@ from phi4mm.types import Reply, Request, SamplingParams
 
 
 class Ours:
-    """Methods are rows of the table; each does its work once, and finds nothing of an earlier one in the caches."""
+    """Methods are rows of the table; each does its work once, and finds nothing of an earlier one in the caches.
 
-    def __init__(self, folder: Path, preset: cases.Preset, quantize: str | None) -> None:
+    Args:
+        phi: on any device.
+        preset: how much of each job is run.
+    """
+
+    def __init__(self, phi: Phi4MM, preset: cases.Preset) -> None:
         self.preset = preset
-        self.phi = Phi4MM.from_pretrained(folder, device="cpu", quantize=quantize)
-        self.model = self.phi.model
+        self.phi = phi
+        self.model = phi.model
+
+    @classmethod
+    def load(cls, folder: Path, preset: cases.Preset, quantize: str | None) -> Ours:
+        return cls(Phi4MM.from_pretrained(folder, device="cpu", quantize=quantize), preset)
 
     def feature_extraction(self) -> None:
         waveforms = [Waveform(samples, cases.SAMPLING_RATE) for samples in cases.feature_clips()]
@@ -77,6 +87,11 @@ class Ours:
         self.phi.drop_caches()
         replies = self.phi.chat_batch(requests, batch_size=cases.ROWS)
         return [reply.text for reply in replies]
+
+    def transcribed(self, clips: Sequence[np.ndarray], new_tokens: int) -> list[Reply]:
+        """So many tokens for each clip."""
+        requests = [Request(cases.PROMPT, audios=[(samples, cases.SAMPLING_RATE)]) for samples in clips]
+        return self._answer(requests, new_tokens)
 
     def _answer(
         self, requests: Sequence[Request], new_tokens: int, *, sampled: bool = False, cold: bool = True

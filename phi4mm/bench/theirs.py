@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
@@ -29,29 +28,43 @@ from phi4mm.checkpoint.peft_folder import read_adapter_config
 from phi4mm.checkpoint.source import tokenizer_file
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.model.config import Phi4MMConfig
 
 _ADAPTERS = {"text": None, "image": "vision", "audio": "speech", "image+audio": "vision"}
 
 
 class Theirs:
-    """Methods are rows of the table; each does its work once."""
+    """Methods are rows of the table; each does its work once.
 
-    def __init__(self, folder: Path, preset: cases.Preset, quantize: str | None) -> None:
-        del quantize  # there is no weight-only quantisation to compare with
+    Args:
+        port: with both adapters, on any device.
+        config: of the same model.
+        processor: makes tokens and features.
+        preset: how much of each job is run.
+    """
+
+    def __init__(self, port: PeftModel, config: Phi4MMConfig, processor: Processor, preset: cases.Preset) -> None:
         self.preset = preset
+        self.config = config
+        self.processor = processor
+        self.port = port.eval().requires_grad_(False)
+        self.causal_lm: Any = port.base_model.model  # with peft's layers in it
+        self.causal_lm.generation_config.pad_token_id = config.decoder.pad_token_id
+        self.causal_lm.generation_config.eos_token_id = list(config.decoder.stop_token_ids)
+        self.dtype = self.causal_lm.dtype
+        self.extractor = Phi4MultimodalFeatureExtractor()
+
+    @classmethod
+    def load(cls, folder: Path, preset: cases.Preset, quantize: str | None) -> Theirs:
+        """Of a folder in transformers' layout."""
+        del quantize  # there is no weight-only quantisation to compare with
         _, config = read_config(folder)
         adapters = tuple(read_adapter_config(folder / f"{name}-lora", name) for name in ("vision", "speech"))
-        self.config = replace(config, adapters=adapters)
-        self.processor = Processor(self.config, Tokenizer(tokenizer_file(folder)))
-        base = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="sdpa").eval()
-        self.port = PeftModel.from_pretrained(base, folder / "vision-lora", adapter_name="vision")
-        self.port.load_adapter(folder / "speech-lora", adapter_name="speech")
-        self.port.eval().requires_grad_(False)
-        self.causal_lm: Any = self.port.base_model.model  # with peft's layers in it
-        base.generation_config.pad_token_id = self.config.decoder.pad_token_id
-        base.generation_config.eos_token_id = list(self.config.decoder.stop_token_ids)
-        self.dtype = base.dtype
-        self.extractor = Phi4MultimodalFeatureExtractor()
+        config = replace(config, adapters=adapters)
+        base = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="sdpa")
+        port = PeftModel.from_pretrained(base, folder / "vision-lora", adapter_name="vision")
+        port.load_adapter(folder / "speech-lora", adapter_name="speech")
+        return cls(port, config, Processor(config, Tokenizer(tokenizer_file(folder))), preset)
 
     def feature_extraction(self) -> None:
         self.extractor(list(cases.feature_clips()), sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
@@ -109,6 +122,8 @@ class Theirs:
         A padded clip comes out changed: transformers adds a boolean mask to the relative bias of the speech tower's
         attention, so that padding is attended to. Only one clip at a time (``batch_size`` 1) is as it should be.
         """
+        import soundfile
+
         clips = cases.job_clips(self.preset.num_clips)
         files = cases.job_files(self.preset.num_clips)
         order = sorted(range(len(clips)), key=lambda index: len(clips[index]))
@@ -116,13 +131,13 @@ class Theirs:
         for start in range(0, len(order), batch_size):
             group = order[start : start + batch_size]
             samples = [soundfile.read(files[index], dtype="float32")[0] for index in group]
-            tokens = self._transcribed(samples)
+            tokens = self.transcribed(samples, max(cases.job_tokens(len(one)) for one in samples))
             for index, written in zip(group, tokens.tolist(), strict=True):
                 texts[index] = self._text(written[: cases.job_tokens(len(clips[index]))])
         return [texts[index] for index in range(len(clips))]
 
-    def _transcribed(self, clips: Sequence[np.ndarray]) -> torch.Tensor:
-        """The new tokens of a batch of clips [clips, tokens]."""
+    def transcribed(self, clips: Sequence[np.ndarray], most: int, least: int = 1) -> torch.Tensor:
+        """The new tokens of a batch of clips [clips, tokens], ``least`` to ``most`` of them."""
         features = self.extractor(list(clips), sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
         sizes = features["audio_embed_sizes"]
         assert self.config.speech is not None
@@ -138,7 +153,7 @@ class Theirs:
             "audio_embed_sizes": sizes,
             "audio_attention_mask": features.get("audio_attention_mask"),
         }
-        return self._generate(inputs, "speech", 1, max(cases.job_tokens(len(samples)) for samples in clips))
+        return self._generate(inputs, "speech", least, most)
 
     @cached_property
     def _prompt_around_audio(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -187,6 +202,10 @@ class Theirs:
         self, inputs: dict[str, Any], adapter: str | None, least: int, most: int, **sampling: Any
     ) -> torch.Tensor:
         """The new tokens [rows, tokens]; greedily, unless ``sampling`` says how."""
+        inputs = {
+            name: value.to(self.port.device) if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
         if adapter is not None:
             self.port.set_adapter(adapter)
         with self.port.disable_adapter() if adapter is None else nullcontext():

@@ -35,7 +35,7 @@ def main() -> None:
     else:
         from phi4mm.bench.theirs import Theirs as Side  # type: ignore[assignment]
     start = time.perf_counter()
-    side = Side(options.folder, PRESETS[options.preset], options.quantize)
+    side = Side.load(options.folder, PRESETS[options.preset], options.quantize)
     print(json.dumps({"seconds": time.perf_counter() - start}), file=answers)
     for line in sys.stdin:
         order = json.loads(line)
