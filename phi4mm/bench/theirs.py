@@ -48,7 +48,8 @@ class Theirs:
         self.config = config
         self.processor = processor
         self.port = port.eval().requires_grad_(False)
-        self.causal_lm: Any = port.base_model.model  # with peft's layers in it
+        causal_lm: Any = port.base_model.model  # with peft's layers in it
+        self.causal_lm = causal_lm
         self.causal_lm.generation_config.pad_token_id = config.decoder.pad_token_id
         self.causal_lm.generation_config.eos_token_id = list(config.decoder.stop_token_ids)
         self.dtype = self.causal_lm.dtype

@@ -101,13 +101,14 @@ def _at_one_rate(blocks: Iterator[Waveform], target: Callable[[int], int]) -> It
             if stream is not None:
                 yield _last_of(stream, rate)
             rate, before = rate or target(block.sampling_rate), block.sampling_rate
-            stream = None if before == rate else _resampler(before, rate)
+            stream = None if before == rate else resampler(before, rate)
         yield block if stream is None else Waveform(stream.resample_chunk(block.samples), rate)
     if stream is not None:
         yield _last_of(stream, rate)
 
 
-def _resampler(before: int, after: int) -> soxr.ResampleStream:
+def resampler(before: int, after: int) -> soxr.ResampleStream:
+    """Resamples mono float32 samples from one rate to another, part by part."""
     import soxr  # which audio at the model's rates does without
 
     return soxr.ResampleStream(before, after, 1, dtype="float32", quality="HQ")
