@@ -37,19 +37,20 @@ def sections(setting: Setting) -> list[tuple[str, float, Section]]:
     return [
         ("device", 0.05, speed.limits),
         ("parity", 0.15, lambda budget, report: check_parity(setting, budget, report)),
+        ("training", 0.1, lambda budget, report: check_training(setting, budget, report)),
         ("compiled", 0.2, lambda budget, report: check_compiled(setting, budget, report)),
         ("prefill", 0.1, speed.prefill),
         ("engine", 0.2, speed.engine),
         ("ASR", 0.15, speed.asr),
-        ("decode", 0.35, speed.decode),
-        ("engine, compiled", 0.2, speed.compiled_engine),
+        ("decode", 0.3, speed.decode),
         ("beside the port", 0.3, speed.port),
-        ("training", 0.1, lambda budget, report: check_training(setting, budget, report)),
+        ("engine, compiled", 0.2, speed.compiled_engine),
     ]
 
 
-def run(setting: Setting, seconds: float, only: str = "") -> Report:
-    """Run every section whose name holds ``only``; what goes wrong in one of them is written down."""
+def run(setting: Setting, seconds: float, out: Path, only: str = "") -> Report:
+    """Run every section whose name holds ``only``; what goes wrong in one of them is written down. The report is
+    written after each, so that a program that is killed leaves what it found."""
     report = Report(machine(setting))
     budget = Budget(seconds)
     for name, share, section in sections(setting):
@@ -68,6 +69,7 @@ def run(setting: Setting, seconds: float, only: str = "") -> Report:
             traceback.print_exc()
             report.errors[name] = f"{type(error).__name__}: {' '.join(str(error).split()):.500}"
         report.seconds[name] = time.monotonic() - start
+        report.write(out)
     return report
 
 
@@ -101,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Phi4MMError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
-    report = run(setting, options.seconds, options.only)
+    report = run(setting, options.seconds, options.out, options.only)
     report.write(options.out)
     print(report.table())
     return 0 if report.passed else 1

@@ -37,12 +37,14 @@ class Speed:
     Attributes:
         bandwidth, arithmetic: of the device, in bytes and operations a second.
         ours: by the names of the figures that the port is measured for too.
+        peak: bytes allocated on the device by the same work as the port's.
     """
 
     setting: Setting
     bandwidth: float = 0.0
     arithmetic: float = 0.0
     ours: dict[str, float] = field(default_factory=dict)
+    peak: int | None = None
 
     @cached_property
     def model(self) -> Phi4MMModel:
@@ -202,7 +204,7 @@ class Speed:
         setting, model = self.setting, self.model
         if setting.device.type != "cuda":
             return
-        peak = torch.cuda.max_memory_allocated(setting.device)
+        self.peak = peak = torch.cuda.max_memory_allocated(setting.device)
         weights = sum(tensor.nbytes for tensor in model.state_dict().values())
         cache = setting.cache_tokens * KVCache.token_bytes(model.decoder.cache_specs(), model.dtype)
         report.add(Figure("memory", "most that was allocated", peak, "bytes"))
@@ -262,6 +264,15 @@ class Speed:
             rtfx = self.rtfx(job)
             note = f"{self.asr_note}; the port: batches of 16"
             report.add(Figure("beside the port", name, self.ours[name], "x", port=rtfx, note=note))
+
+        self._peak_beside_the_port(report)
+
+    def _peak_beside_the_port(self, report: Report) -> None:
+        if self.peak is not None:
+            peak = torch.cuda.max_memory_allocated(self.setting.device)
+            note = f"ours with a KV cache of {self.setting.cache_tokens} tokens"
+            name = "most memory that was allocated"
+            report.add(Figure("beside the port", name, self.peak, "bytes", port=peak, note=note))
 
     def _seconds(self, work: Callable[[], Tensor | object], repeats: int = _REPEATS) -> float:
         """The median time of some work, after one run that is not counted."""

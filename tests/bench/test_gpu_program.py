@@ -48,11 +48,10 @@ def test_what_goes_wrong_in_a_section_is_written_down(monkeypatch: pytest.Monkey
         report.add(Figure("short", "time", 0.25, "s", port=0.5))
 
     monkeypatch.setattr(gpu, "sections", lambda _: [("fails", 1, fails), ("long", 1, long), ("short", 1, short)])
-    report = gpu.run(tiny_setting(torch.device("cpu")), 10.0)
+    report = gpu.run(tiny_setting(torch.device("cpu")), 10.0, tmp_path)
     assert report.errors == {"fails": "RuntimeError: no such kernel"}
     assert report.skipped["long"].startswith("a long thing takes about 1000 s")
     assert not report.passed
-    report.write(tmp_path)
     assert "| short | time | 250 ms | 500 ms | 2.00 |  |" in (tmp_path / "gpu.md").read_text()
 
 
