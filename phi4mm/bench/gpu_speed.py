@@ -60,8 +60,11 @@ class Speed:
         source = torch.ones(setting.copied_bytes, dtype=torch.uint8, device=setting.device)
         target = torch.empty_like(source)
         seconds = self._seconds(partial(target.copy_, source))
-        self.bandwidth = 2 * setting.copied_bytes / seconds
-        report.add(Figure("device", "copy, read and written", self.bandwidth, "bytes/s"))
+        copied = 2 * setting.copied_bytes / seconds
+        report.add(Figure("device", "copy, read and written", copied, "bytes/s"))
+        read = setting.copied_bytes / self._seconds(source.view(torch.float32).sum)
+        report.add(Figure("device", "sum, read alone", read, "bytes/s"))
+        self.bandwidth = max(copied, read)
         size = setting.matrix_size
         factors = torch.randn(2, size, size, device=setting.device, dtype=setting.dtype)
         seconds = self._seconds(partial(torch.mm, factors[0], factors[1]))

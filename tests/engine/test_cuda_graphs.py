@@ -154,7 +154,8 @@ def run(runner: Runner, prompts: Sequence[tuple[Row, int]], seed: int = 0) -> li
             (length, adapters), max_new_tokens = coming.pop(0)
             token_ids = np.random.default_rng(length).integers(1, 250, length).tolist()
             sinks.append(Collector())
-            core.submit(make_prompt(token_ids, adapters, max_new_tokens), sinks[-1])
+            prompt = make_prompt(token_ids, adapters, max_new_tokens)
+            core.submit(replace(prompt, stop_token_ids=frozenset()), sinks[-1])
         core.step()
     assert all(sink.error is None for sink in sinks)
     return [sink.tokens for sink in sinks]
@@ -171,11 +172,18 @@ def test_random_schedules(model: Phi4MMModel, seed: int) -> None:
     assert run(make_compiled(model, 512, flex=flex), prompts, seed) == run(ModelRunner(model, 512), prompts, seed)
 
 
-def test_a_row_outgrows_its_extent(model: Phi4MMModel) -> None:
-    prompts = [((20, SPEECH), 80), ((30, SPEECH), 150)]  # beyond what they are given room for at first
-    compiled = make_compiled(model, 1024)
+def test_a_row_outgrows_its_extent_and_moves(model: Phi4MMModel) -> None:
+    prompts = [((30, SPEECH), 150), ((20, SPEECH), 80)]  # the first grows into the second
+    compiled, copies = make_compiled(model, 1024), []
+    copy = compiled.copy
+
+    def counting(source: Extent, target: Extent, num_tokens: int) -> None:
+        copies.append(num_tokens)
+        copy(source, target, num_tokens)
+
+    compiled.copy = counting  # type: ignore[method-assign]
     assert run(compiled, prompts) == run(ModelRunner(model, 1024), prompts)
-    assert {variant.num_rows for variant in compiled.variants} == {1, 2}
+    assert copies == [128]
 
 
 def test_more_keys_are_gathered_for_longer_rows(model: Phi4MMModel) -> None:
