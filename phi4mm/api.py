@@ -178,6 +178,10 @@ class Phi4MM:
         warnings.warn("Phi4MM.unfold is deprecated; use unmerge", DeprecationWarning, stacklevel=2)
         self.unmerge()
 
+    def drop_caches(self) -> None:
+        """Forget what was computed for earlier requests: prefixes in the KV cache and embeddings of media."""
+        self._client.engine.call(Core.drop_caches)
+
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, layout: Literal["phi4mm", "transformers"] = "phi4mm"
     ) -> Path:

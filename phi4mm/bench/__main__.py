@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,12 +19,15 @@ import torch
 
 from phi4mm.bench import cases
 from phi4mm.cli import prepare_environment
+from phi4mm.environment import processor_name
 from phi4mm.errors import Phi4MMError
 from phi4mm.files import written_whole
 
 PROGRAM = "phi4mm.bench"
 _SIDES = ("ours", "theirs")
 ALONE, BATCHES = "clip by clip", "padded batches of 16"  # how the port runs the ASR job
+SECOND, COLD = "second question on one", ", nothing kept"
+MEDIA = {"image": "picture", "audio": "clip of 10 s"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Measure:
         without: arguments of the same method whose time is taken off.
         per: what the time is divided by.
         of: where set, the row tells this many seconds of audio per second instead of a time.
+        own_time: the method measures its time itself, which is what it returns.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Measure:
     without: tuple[Any, ...] | None = None
     per: int = 1
     of: float | None = None
+    own_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,22 @@ def measures(preset: cases.Preset) -> list[Measure]:
             Measure(f"decode per token, {rows}", "generate", ("text", count, 1 + new), ("text", count, 1), new)
             for count, rows in ((1, "1 row"), (4, "4 rows"), (16, "16 rows"))
         ),
+        Measure(
+            "decode per token, 16 sampled rows", "generate", ("text", 16, 1 + new, True), ("text", 16, 1, True), new
+        ),
+        *(
+            Measure(f"{SECOND} {medium}: first token{how}", "second_question", (kind, warm), own_time=True)
+            for kind, medium in MEDIA.items()
+            for warm, how in ((True, ""), (False, COLD))
+        ),
         Measure(f"text, image, audio, image+audio: {new} tokens each", "mixed_batch"),
         *(
-            Measure(f"ASR of {preset.num_clips} clips, RTFx; the port: {how}", "asr_job", (batch_size,), of=seconds)
+            Measure(
+                f"ASR of {preset.num_clips} clips on {processor_name()}, RTFx; the port: {how}",
+                "asr_job",
+                (batch_size,),
+                of=seconds,
+            )
             for batch_size, how in ((1, ALONE), (16, BATCHES))
         ),
     ]
@@ -145,6 +162,8 @@ def time_rows(group: dict[str, Worker], rows: Sequence[Measure], repeats: int) -
         for turn in range(1 + repeats):
             for side in sorted(group, reverse=bool(turn % 2)):
                 seconds, returned[side] = group[side].run(row.method, row.arguments)
+                if row.own_time:
+                    seconds = float(returned[side])
                 if row.without is not None:
                     seconds -= group[side].run(row.method, row.without)[0]
                 if turn:
@@ -175,7 +194,23 @@ def compare(options: argparse.Namespace, folder: Path) -> list[Result]:
             results.append(_result(row.name, "s", seconds))
         else:
             results.append(_result(row.name, "x", {side: row.of / value for side, value in seconds.items()}))
-    return results + _same_words([timed[row.name] for row in rows if row.of is not None])
+            per_core = {side: row.of / value / options.threads for side, value in seconds.items()}
+            results.append(_result(f"{row.name}; of one core", "x", per_core))
+    return [
+        *results,
+        *_times_faster(results),
+        *_same_words([timed[row.name] for row in rows if row.of is not None]),
+    ]
+
+
+def _times_faster(results: Sequence[Result]) -> list[Result]:
+    """How many times faster a second question is than with nothing kept: of this side, which keeps prefixes."""
+    ours = {row.name: row.ours for row in results}
+    return [
+        Result(f"{name}: times faster than with nothing kept", "x", ours[name + COLD] / value, None, None)
+        for name, value in ours.items()
+        if name + COLD in ours
+    ]
 
 
 def _same_words(jobs: Sequence[dict[str, Timed]]) -> list[Result]:
@@ -209,14 +244,10 @@ def _result(name: str, unit: str, values: dict[str, float]) -> Result:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     import transformers
 
     return {
-        "cpu": cpu,
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

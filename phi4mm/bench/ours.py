@@ -1,34 +1,41 @@
-"""Each row of the table, run by this package."""
+"""Each row of the table, run by this package: through ``Phi4MM`` and its engine, as commands and evaluation do."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from phi4mm.api import Phi4MM
 from phi4mm.bench import cases
-from phi4mm.engine.engine import Generation
-from phi4mm.engine.merge import merge
-from phi4mm.engine.sampler import Sampling
 from phi4mm.inputs.audio import Waveform, log_mel
 from phi4mm.inputs.image import prepare_image
 from phi4mm.model.batch import Batch
 from phi4mm.model.config import VisionConfig
-from phi4mm.types import Request
-from phi4mm.workers import Workers
+from phi4mm.types import Reply, Request, SamplingParams
 
 
 class Ours:
-    """Methods are rows of the table; each does its work once."""
+    """Methods are rows of the table; each does its work once, and finds nothing of an earlier one in the caches.
 
-    def __init__(self, folder: Path, preset: cases.Preset, quantize: str | None) -> None:
+    Args:
+        phi: on any device.
+        preset: how much of each job is run.
+    """
+
+    def __init__(self, phi: Phi4MM, preset: cases.Preset) -> None:
         self.preset = preset
-        self.folder = folder
-        self.phi = Phi4MM.from_pretrained(folder, device="cpu", quantize=quantize)
-        self.model = self.phi.model
+        self.phi = phi
+        self.model = phi.model
+
+    @classmethod
+    def load(cls, folder: Path, preset: cases.Preset, quantize: str | None) -> Ours:
+        return cls(Phi4MM.from_pretrained(folder, device="cpu", quantize=quantize), preset)
 
     def feature_extraction(self) -> None:
         waveforms = [Waveform(samples, cases.SAMPLING_RATE) for samples in cases.feature_clips()]
@@ -52,35 +59,51 @@ class Ours:
         assert images is not None
         self.model.vision(images.crops.to(self.model.dtype), images.masks, images.grids)
 
-    def generate(self, kind: str, count: int, new_tokens: int) -> None:
-        for _ in Generation(self.model, self._batch(kind, count), [Sampling(new_tokens)] * count):
-            pass
+    def generate(self, kind: str, count: int, new_tokens: int, sampled: bool = False) -> None:
+        self._answer(cases.requests_of(kind, self.model.config, count), new_tokens, sampled=sampled)
 
     def mixed_batch(self) -> None:
         requests = [request for kind in cases.KINDS for request in cases.requests_of(kind, self.model.config)]
-        samplings = [Sampling(self.preset.new_tokens)] * len(requests)
-        for _ in Generation(self.model, self.phi.processor(requests), samplings):
-            pass
+        self._answer(requests, self.preset.new_tokens)
+
+    def second_question(self, kind: str, warm: bool) -> float:
+        """Seconds to the first token of another question on a medium; ``warm``: after the first one was answered."""
+        first, second = cases.two_questions(kind, self.model.config)
+        if warm:
+            self._answer([first], 1)
+        start = time.perf_counter()
+        self._answer([second], 1, cold=not warm)
+        return time.perf_counter() - start
 
     def asr_job(self, port_batch_size: int) -> list[str]:
-        """The clips' texts. All rows take the speech adapter: the turn that is not counted merges it into a copy of the
-        weights. Up to 64 rows are decoded together, however many are in the port's batch: a row is the same in any."""
+        """The clips' texts. Up to 64 rows are decoded together, however many are in the port's batch: a row is the
+        same in any."""
         del port_batch_size
         clips = cases.job_clips(self.preset.num_clips)
         requests = [
-            Request(cases.PROMPT, audios=[path], max_new_tokens=cases.job_tokens(len(samples)))
+            Request.make(cases.PROMPT, audios=[path], max_new_tokens=cases.job_tokens(len(samples)))
             for path, samples in zip(cases.job_files(self.preset.num_clips), clips, strict=True)
         ]
-        replies = self._recogniser.chat_batch(requests, batch_size=64)
+        self.phi.drop_caches()
+        replies = self.phi.chat_batch(requests, batch_size=cases.ROWS)
         return [reply.text for reply in replies]
 
-    @cached_property
-    def _recogniser(self) -> Phi4MM | Workers:
-        """The model with the adapter merged, or a process with it for each thread."""
-        if not self.preset.shared_out:
-            merge(self.model, "speech")
-            return self.phi
-        return Workers(self.folder, processes=torch.get_num_threads(), merge="speech")
+    def transcribed(self, clips: Sequence[np.ndarray], new_tokens: int) -> list[Reply]:
+        """So many tokens for each clip."""
+        requests = [Request(cases.PROMPT, audios=[(samples, cases.SAMPLING_RATE)]) for samples in clips]
+        return self._answer(requests, new_tokens)
 
-    def _batch(self, kind: str, count: int = 1) -> Batch:
-        return self.phi.processor(cases.requests_of(kind, self.model.config, count))
+    def _answer(
+        self, requests: Sequence[Request], new_tokens: int, *, sampled: bool = False, cold: bool = True
+    ) -> list[Reply]:
+        """Answer with so many tokens each, all together."""
+        stops = tuple(self.model.config.decoder.stop_token_ids)
+        sampling = SamplingParams(max_new_tokens=new_tokens, banned_tokens=stops)
+        if sampled:
+            sampling = replace(sampling, **cases.SAMPLED, seed=0)
+        if cold:
+            self.phi.drop_caches()
+        return self.phi.chat_batch([replace(request, sampling=sampling) for request in requests], batch_size=cases.ROWS)
+
+    def _batch(self, kind: str) -> Batch:
+        return self.phi.processor(cases.requests_of(kind, self.model.config))

@@ -6,6 +6,7 @@ feature extractor and image processor are timed in rows of their own, and in the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
@@ -28,29 +28,44 @@ from phi4mm.checkpoint.peft_folder import read_adapter_config
 from phi4mm.checkpoint.source import tokenizer_file
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.model.config import Phi4MMConfig
 
 _ADAPTERS = {"text": None, "image": "vision", "audio": "speech", "image+audio": "vision"}
 
 
 class Theirs:
-    """Methods are rows of the table; each does its work once."""
+    """Methods are rows of the table; each does its work once.
 
-    def __init__(self, folder: Path, preset: cases.Preset, quantize: str | None) -> None:
-        del quantize  # there is no weight-only quantisation to compare with
+    Args:
+        port: with both adapters, on any device.
+        config: of the same model.
+        processor: makes tokens and features.
+        preset: how much of each job is run.
+    """
+
+    def __init__(self, port: PeftModel, config: Phi4MMConfig, processor: Processor, preset: cases.Preset) -> None:
         self.preset = preset
+        self.config = config
+        self.processor = processor
+        self.port = port.eval().requires_grad_(False)
+        causal_lm: Any = port.base_model.model  # with peft's layers in it
+        self.causal_lm = causal_lm
+        self.causal_lm.generation_config.pad_token_id = config.decoder.pad_token_id
+        self.causal_lm.generation_config.eos_token_id = list(config.decoder.stop_token_ids)
+        self.dtype = self.causal_lm.dtype
+        self.extractor = Phi4MultimodalFeatureExtractor()
+
+    @classmethod
+    def load(cls, folder: Path, preset: cases.Preset, quantize: str | None) -> Theirs:
+        """Of a folder in transformers' layout."""
+        del quantize  # there is no weight-only quantisation to compare with
         _, config = read_config(folder)
         adapters = tuple(read_adapter_config(folder / f"{name}-lora", name) for name in ("vision", "speech"))
-        self.config = replace(config, adapters=adapters)
-        self.processor = Processor(self.config, Tokenizer(tokenizer_file(folder)))
-        base = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="sdpa").eval()
-        self.port = PeftModel.from_pretrained(base, folder / "vision-lora", adapter_name="vision")
-        self.port.load_adapter(folder / "speech-lora", adapter_name="speech")
-        self.port.eval().requires_grad_(False)
-        self.causal_lm: Any = self.port.base_model.model  # with peft's layers in it
-        base.generation_config.pad_token_id = self.config.decoder.pad_token_id
-        base.generation_config.eos_token_id = list(self.config.decoder.stop_token_ids)
-        self.dtype = base.dtype
-        self.extractor = Phi4MultimodalFeatureExtractor()
+        config = replace(config, adapters=adapters)
+        base = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="sdpa")
+        port = PeftModel.from_pretrained(base, folder / "vision-lora", adapter_name="vision")
+        port.load_adapter(folder / "speech-lora", adapter_name="speech")
+        return cls(port, config, Processor(config, Tokenizer(tokenizer_file(folder))), preset)
 
     def feature_extraction(self) -> None:
         self.extractor(list(cases.feature_clips()), sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
@@ -85,13 +100,22 @@ class Theirs:
             image_attention_mask=inputs["image_attention_mask"],
         )
 
-    def generate(self, kind: str, count: int, new_tokens: int) -> None:
-        self._generate(self._inputs(self._rows(kind) * count), _ADAPTERS[kind], new_tokens, new_tokens)
+    def generate(self, kind: str, count: int, new_tokens: int, sampled: bool = False) -> None:
+        inputs = self._inputs(self._rows(kind, count))
+        self._generate(inputs, _ADAPTERS[kind], new_tokens, new_tokens, **(cases.SAMPLED if sampled else {}))
 
     def mixed_batch(self) -> None:
         """Separate batches: the port has one adapter and one audio projector at a time."""
         for kind in cases.KINDS:
             self.generate(kind, 1, self.preset.new_tokens)
+
+    def second_question(self, kind: str, warm: bool) -> float:
+        """Seconds to the first token of another question on a medium: the port computes it whole in either case."""
+        del warm
+        _, second = cases.two_questions(kind, self.config)
+        start = time.perf_counter()
+        self._generate(self._inputs([self.processor.row(second)]), _ADAPTERS[kind], 1, 1)
+        return time.perf_counter() - start
 
     def asr_job(self, batch_size: int) -> list[str]:
         """The clips' texts, from batches sorted by length, which is what is fast here.
@@ -99,6 +123,8 @@ class Theirs:
         A padded clip comes out changed: transformers adds a boolean mask to the relative bias of the speech tower's
         attention, so that padding is attended to. Only one clip at a time (``batch_size`` 1) is as it should be.
         """
+        import soundfile
+
         clips = cases.job_clips(self.preset.num_clips)
         files = cases.job_files(self.preset.num_clips)
         order = sorted(range(len(clips)), key=lambda index: len(clips[index]))
@@ -106,13 +132,13 @@ class Theirs:
         for start in range(0, len(order), batch_size):
             group = order[start : start + batch_size]
             samples = [soundfile.read(files[index], dtype="float32")[0] for index in group]
-            tokens = self._transcribed(samples)
+            tokens = self.transcribed(samples, max(cases.job_tokens(len(one)) for one in samples))
             for index, written in zip(group, tokens.tolist(), strict=True):
                 texts[index] = self._text(written[: cases.job_tokens(len(clips[index]))])
         return [texts[index] for index in range(len(clips))]
 
-    def _transcribed(self, clips: Sequence[np.ndarray]) -> torch.Tensor:
-        """The new tokens of a batch of clips [clips, tokens]."""
+    def transcribed(self, clips: Sequence[np.ndarray], most: int, least: int = 1) -> torch.Tensor:
+        """The new tokens of a batch of clips [clips, tokens], ``least`` to ``most`` of them."""
         features = self.extractor(list(clips), sampling_rate=cases.SAMPLING_RATE, return_tensors="pt")
         sizes = features["audio_embed_sizes"]
         assert self.config.speech is not None
@@ -128,7 +154,7 @@ class Theirs:
             "audio_embed_sizes": sizes,
             "audio_attention_mask": features.get("audio_attention_mask"),
         }
-        return self._generate(inputs, "speech", 1, max(cases.job_tokens(len(samples)) for samples in clips))
+        return self._generate(inputs, "speech", least, most)
 
     @cached_property
     def _prompt_around_audio(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -143,8 +169,8 @@ class Theirs:
         stop = {*self.config.decoder.stop_token_ids, self.config.decoder.pad_token_id}
         return self.processor.tokenizer.decode([token for token in tokens if token not in stop])
 
-    def _rows(self, kind: str) -> list[Row]:
-        return [self.processor.row(request) for request in cases.requests_of(kind, self.config)]
+    def _rows(self, kind: str, count: int = 1) -> list[Row]:
+        return [self.processor.row(request) for request in cases.requests_of(kind, self.config, count)]
 
     def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The arguments of the port's ``forward`` for rows of one kind, padded at the start."""
@@ -173,11 +199,19 @@ class Theirs:
         return inputs
 
     @torch.inference_mode()
-    def _generate(self, inputs: dict[str, Any], adapter: str | None, least: int, most: int) -> torch.Tensor:
-        """The new tokens [rows, tokens]."""
+    def _generate(
+        self, inputs: dict[str, Any], adapter: str | None, least: int, most: int, **sampling: Any
+    ) -> torch.Tensor:
+        """The new tokens [rows, tokens]; greedily, unless ``sampling`` says how."""
+        inputs = {
+            name: value.to(self.port.device) if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
         if adapter is not None:
             self.port.set_adapter(adapter)
         with self.port.disable_adapter() if adapter is None else nullcontext():
-            written = self.causal_lm.generate(**inputs, min_new_tokens=least, max_new_tokens=most, do_sample=False)
+            written = self.causal_lm.generate(
+                **inputs, min_new_tokens=least, max_new_tokens=most, do_sample=bool(sampling), **sampling
+            )
         new: torch.Tensor = written[:, inputs["input_ids"].shape[1] :]
         return new

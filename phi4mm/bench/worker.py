@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import resource
 import sys
@@ -36,7 +35,7 @@ def main() -> None:
     else:
         from phi4mm.bench.theirs import Theirs as Side  # type: ignore[assignment]
     start = time.perf_counter()
-    side = Side(options.folder, PRESETS[options.preset], options.quantize)
+    side = Side.load(options.folder, PRESETS[options.preset], options.quantize)
     print(json.dumps({"seconds": time.perf_counter() - start}), file=answers)
     for line in sys.stdin:
         order = json.loads(line)
@@ -47,13 +46,8 @@ def main() -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process had, and on Linux those that it started."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    for process in multiprocessing.active_children():
-        status = Path(f"/proc/{process.pid}/status")
-        lines = status.read_text().splitlines() if status.exists() else []
-        peak += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return peak
+    """The most memory that this process had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

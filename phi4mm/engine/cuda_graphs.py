@@ -1,205 +1,369 @@
-"""Decoding in static shapes, so that it can be compiled: on a GPU a step is one launch of a CUDA graph."""
+"""Decoding in static shapes, so that it can be compiled; on a GPU a step is one launch of a CUDA graph.
+
+One step serves rows of every length, so that it is compiled once for each number of rows (a power of two) and each set
+of adapters. What is compiled is one layer of the decoder, which all layers share; a CUDA graph holds the whole step.
+"""
 
 from __future__ import annotations
 
-import weakref
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from types import FunctionType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from phi4mm.engine.kv_cache import KeyValueCache, additive, capacity_for, power_of_two
+from phi4mm.engine.attention import additive
+from phi4mm.engine.kv_cache import BLOCK, KVCache
+from phi4mm.engine.merge import MergedLinear
 from phi4mm.engine.runner import ModelRunner, Token
 from phi4mm.model.decoder import visible_keys
-from phi4mm.model.lora import Gate
+from phi4mm.model.lora import AdapterUse, LoRALinear, RowAdapters
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.rope import inverse_frequencies
-from phi4mm.model.router import Route
+from phi4mm.model.rope import inverse_frequencies, rotary_tables
 
-DecodeStep = Callable[..., Tensor]  # decode_step, or a compiled one
+LayerStep = Callable[..., Tensor]  # layer_step, or a compiled one
+CompileFunction = Callable[[LayerStep], LayerStep]
 
-_FIRST_CAPACITY = 1024  # tokens a slot; each doubling beyond it compiles anew
-
-
-def compile_step(step: DecodeStep) -> DecodeStep:
-    """Compile with inductor; on a GPU also into CUDA graphs."""
-    return torch.compile(step, mode="reduce-overhead", fullgraph=True, dynamic=False)
+_QUERY_BLOCK = 128  # of a block mask; any size over the number of heads that share a key
+_FEWEST_KEYS = 256  # that are gathered for a row
+_WARM_UP = 2  # runs of a step before it is captured: the first one compiles it
 
 
-class StaticAttention:
-    """Attention of row i to the first tokens of slot i, as many as the mask is long; no key is gathered or copied.
+def compile_step(step: LayerStep) -> LayerStep:
+    """Compile with inductor."""
+    return torch.compile(step, fullgraph=True, dynamic=False)
 
-    Args:
-        keys, values: of each layer, [slots, key/value heads, tokens, head], written in place.
-        slots, positions: where each row's key and value are written, [rows] each.
-        mask: additive [rows, 1, 1, capacity].
+
+class StepAttention(Protocol):
+    """Attention of one token a row to its row's keys in the arena."""
+
+    def attend(self, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:
+        """Keys and values [key/value heads, places, head], grouped queries [rows, key/value heads, group, head] -> the
+        shape of ``query``."""
+        ...
+
+
+class FlexAttention(NamedTuple):
+    """Attention with FlexAttention (Dong et al. 2024, arXiv 2412.05496): each row reads the blocks of its own extent.
+
+    Attributes:
+        first, last: the places in the arena of the first and last key that a row sees [rows].
+        num_blocks: how many blocks that is [rows, 1, 1].
+        blocks: which ones [rows, 1, 1, blocks of the arena]; only the first ``num_blocks`` count.
     """
 
-    def __init__(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], slots: Tensor, positions: Tensor, mask: Tensor
-    ) -> None:
-        self.keys, self.values, self.slots, self.positions, self.mask = keys, values, slots, positions, mask
+    first: Tensor
+    last: Tensor
+    num_blocks: Tensor
+    blocks: Tensor
+
+    @classmethod
+    def of(cls, cache: KVCache, first: Tensor, last: Tensor) -> FlexAttention:
+        total = cache.num_tokens // BLOCK
+        begin = first // BLOCK
+        blocks = (begin[:, None] + torch.arange(total, device=first.device)).clamp_(max=total - 1)
+        num_blocks = last // BLOCK - begin + 1
+        return cls(first, last, num_blocks[:, None, None].int(), blocks[:, None, None].int())
+
+    def attend(self, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:
+        first, last = self.first, self.last
+
+        def sees(row: Tensor, head: Tensor, query_index: Tensor, place: Tensor) -> Tensor:
+            return (place >= first[row]) & (place <= last[row])
+
+        mask = BlockMask.from_kv_blocks(
+            self.num_blocks,
+            self.blocks,
+            BLOCK_SIZE=(_QUERY_BLOCK, BLOCK),
+            mask_mod=sees,
+            seq_lengths=(query.shape[2], keys.shape[1]),
+            compute_q_blocks=False,
+        )
+        # The heads that share a key are tokens of one head here: as heads, FlexAttention's kernel for decoding takes
+        # powers of two only, and Phi-4-mini has three.
+        attended = flex_attention(query, keys[None], values[None], block_mask=mask)
+        assert isinstance(attended, Tensor)
+        return attended
+
+
+class GatheredAttention(NamedTuple):
+    """Attention over copies of as many keys of each row as the longest one has, up to a power of two: for the CPU, for
+    which FlexAttention cannot be compiled together with what follows it (torch 2.11).
+
+    Attributes:
+        places: of the keys in the arena [rows, keys].
+        mask: additive [rows, 1, 1, keys].
+    """
+
+    places: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, cache: KVCache, first: Tensor, last: Tensor, num_keys: int) -> GatheredAttention:
+        places = first[:, None] + torch.arange(num_keys, device=first.device)
+        visible = visible_keys((last - first)[:, None], num_keys, None)
+        return cls(places.clamp_(max=cache.num_tokens - 1), additive(visible, cache.keys[0]))
+
+    def attend(self, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:
+        own_keys, own_values = (kept[:, self.places].transpose(0, 1) for kept in (keys, values))
+        return F.scaled_dot_product_attention(query, own_keys, own_values, attn_mask=self.mask)
+
+
+class _LayerCache(NamedTuple):
+    """Of one layer: writes each row's key and value to its place, and attends. See ``decoder.CachedAttention``."""
+
+    keys: Tensor
+    values: Tensor
+    places: Tensor
+    attention: StepAttention
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[rows, heads, 1, head], keys and values with their own number of heads -> the shape of ``query``."""
-        kept_keys, kept_values = self.keys[layer], self.values[layer]
-        kept_keys[self.slots, :, self.positions] = keys[:, :, 0]
-        kept_values[self.slots, :, self.positions] = values[:, :, 0]
-        num_rows, _, _, capacity = self.mask.shape
-        # The heads that share a key see the same past: as tokens of one head they need no copy of the keys.
-        grouped = query.view(num_rows, keys.shape[1], -1, query.shape[3])
-        return F.scaled_dot_product_attention(
-            grouped, kept_keys[:num_rows, :, :capacity], kept_values[:num_rows, :, :capacity], attn_mask=self.mask
-        ).reshape(query.shape)
+        self.keys.index_copy_(1, self.places, keys[:, :, 0].transpose(0, 1))
+        self.values.index_copy_(1, self.places, values[:, :, 0].transpose(0, 1))
+        grouped = query.view(query.shape[0], keys.shape[1], -1, query.shape[3])
+        return self.attention.attend(self.keys, self.values, grouped).reshape(query.shape)
 
 
-def decode_step(
-    model: Phi4MMModel,
-    frequencies: Tensor,
-    gate: Gate | None,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    inputs: Tensor,
-    capacity: int,
+def layer_step(
+    layer: nn.Module,
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    names: tuple[str, ...],
+    weights: tuple[Tensor, ...] | None,
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor,
+    attention: StepAttention,
 ) -> Tensor:
-    """Run one token in each of the first slots: what is compiled.
+    """Run one layer on one token in each row: what is compiled.
 
     Args:
-        model: in evaluation mode.
-        frequencies: the rope's; kept, because a CUDA graph takes no numbers from the host.
-        gate: ``None``; that of all rows; or weights [adapters, 1, ranks], of which each row takes its adapter's.
-        keys, values: of each layer, [slots, key/value heads, tokens, head], written in place.
-        inputs: int64 [6, rows], see ``StaticDecoder``.
-        capacity: how many tokens of each slot are attended to.
+        layer: of the decoder.
+        hidden: [rows, 1, hidden].
+        rotary: cosines and sines [rows, 1, rotary size].
+        names: the adapters of the batch.
+        weights: of each one 0 or 1 for each row [rows, 1, 1]; ``None`` where every row takes them all.
+        keys, values: of the layer, [key/value heads, places, head], written in place.
+        places: where each row's key and value are written [rows].
+        attention: of each row to the keys so far.
 
     Returns:
-        The logits of the rows, in the order that the inputs ask for [rows, vocabulary].
+        [rows, 1, hidden].
     """
-    token_ids, positions, slots, long_rows, adapters, order = inputs.unbind()
-    if gate is not None and len(gate.weights) > 1:
-        gate = Gate(gate.span, gate.weights[adapters])
-    embeddings = model.decoder.embed_tokens(token_ids[:, None])
-    visible = visible_keys(positions[:, None], capacity, model.config.decoder.sliding_window)
-    attention = StaticAttention(keys, values, slots, positions, additive(visible, embeddings))
-    hidden = model.decoder(
-        embeddings, positions[:, None], long_rows.bool(), gate=gate, cache=attention, frequencies=frequencies
-    )
-    return model.decoder.logits(hidden[order, 0])
+    if weights is None:
+        uses = tuple(AdapterUse(name) for name in names)
+    else:
+        uses = tuple(AdapterUse(name, None, weight) for name, weight in zip(names, weights, strict=True))
+    adapters = RowAdapters(uses) if uses else None
+    output: Tensor = layer(hidden, rotary, adapters, _LayerCache(keys, values, places, attention), None)
+    return output
 
 
-class StaticDecoder:
-    """A cache, and a compiled step over it for each number of rows, capacity (powers of two) and kind of gate.
+@dataclass(frozen=True)
+class Variant:
+    """What a step is compiled for.
 
-    Row i of a step is slot i. A slot whose row is not decoded now is run too, to no effect: what it writes goes to a
-    spare slot, and what it logits is left out.
-
-    Args:
-        model: in evaluation mode.
-        num_slots: the most rows at a time; rounded up to a power of two.
-        compile_function: makes a compiled step of a plain one.
+    Attributes:
+        num_rows: of the step.
+        names: the adapters that its rows take.
+        mixed: whether only some rows take some of them.
+        num_keys: gathered for each row; ``None`` with FlexAttention.
     """
 
-    def __init__(
-        self, model: Phi4MMModel, num_slots: int, compile_function: Callable[[DecodeStep], DecodeStep]
-    ) -> None:
-        self.model = model
-        self.num_slots = power_of_two(num_slots)
-        config = model.config.decoder
-        self.cache = KeyValueCache(config, self.num_slots + 1, device=model.device, dtype=model.dtype)
-        self.cache.reserve(min(_FIRST_CAPACITY, config.max_positions))
-        self._compile = compile_function
-        self._compiled_for = 0  # the cache's capacity
-        self._steps: dict[tuple[int, int, int], DecodeStep] = {}
-        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}  # the inputs of so many rows, on the host and the device
-        self._frequencies = _fixed(inverse_frequencies(config, model.device))
-        routes = (Route(), *(Route(adapter.name) for adapter in model.config.adapters))
-        self._adapters = {route.adapter: index for index, route in enumerate(routes)}
-        self._gates = [model.gate((route,)) for route in routes] + [model.gate(routes)]  # the last for mixed rows
-        for gate in self._gates:
-            if gate is not None:
-                _fixed(gate.weights)
+    num_rows: int
+    names: tuple[str, ...]
+    mixed: bool
+    num_keys: int | None
 
-    def __call__(self, tokens: Sequence[Token]) -> Tensor:
-        """The logits after each token [rows, vocabulary]; to be read before the next call, which overwrites them."""
-        end = max(token.position for token in tokens) + 1
-        num_rows = power_of_two(max(token.slot for token in tokens) + 1)
-        used = {self._adapters[token.route.adapter] for token in tokens}
-        kind = used.pop() if len(used) == 1 else len(self._adapters)
-        self.cache.reserve(end)
-        capacity = capacity_for(end)
-        step = self._step((num_rows, capacity, kind))
-        inputs = self._fill(tokens, num_rows)
-        torch.compiler.cudagraph_mark_step_begin()
-        keys, values = self.cache.keys, self.cache.values
-        logits = step(self.model, self._frequencies, self._gates[kind], keys, values, inputs, capacity)
-        return logits[: len(tokens)]
 
-    def _step(self, variant: tuple[int, int, int]) -> DecodeStep:
-        if self._compiled_for != self.cache.capacity:  # the cache has grown: its tensors are new
-            self._compiled_for = self.cache.capacity
-            self._steps.clear()
-            for tensor in (*self.cache.keys, *self.cache.values):
-                _fixed(tensor)
-        if variant not in self._steps:
-            # A code object of its own: torch.compile keeps no more than eight graphs for one.
-            own = FunctionType(decode_step.__code__.replace(), decode_step.__globals__)
-            self._steps[variant] = self._compile(own)
-        return self._steps[variant]
+@dataclass
+class _Step:
+    """A variant's inputs and code.
 
-    def _fill(self, tokens: Sequence[Token], num_rows: int) -> Tensor:
-        """Token, position, slot written to, whether long, adapter of each row, and the slots of ``tokens`` in order."""
-        device = self.model.device
-        if num_rows not in self._buffers:
-            host = torch.empty(6, num_rows, dtype=torch.long, pin_memory=device.type == "cuda")
-            self._buffers[num_rows] = (host, _fixed(torch.empty_like(host, device=device)))
-        rows = [(0, 0, self.num_slots, 0, 0)] * num_rows
-        for token in tokens:
-            adapter = self._adapters[token.route.adapter]
-            rows[token.slot] = (token.token_id, token.position, token.slot, int(token.long), adapter)
-        order = [token.slot for token in tokens] + [0] * (num_rows - len(tokens))
-        host, inputs = self._buffers[num_rows]
-        # The last copy has ended: its step's logits were read before these tokens could be known.
-        host.copy_(torch.tensor([*zip(*rows, strict=True), order]))
-        return inputs.copy_(host, non_blocking=True)
+    Attributes:
+        parts: the modules that it was made for; with others it is of no use.
+        inputs: int64, on the device (see ``CompiledRunner._fill``).
+        staged: the same on the host, in pinned memory where there is a GPU.
+        run: computes the logits [rows, vocabulary].
+    """
+
+    parts: tuple[object, ...]
+    inputs: Tensor
+    staged: Tensor
+    run: Callable[[], Tensor] = field(init=False)
 
 
 class CompiledRunner(ModelRunner):
-    """A ``ModelRunner`` that decodes with compiled steps."""
+    """A ``ModelRunner`` that decodes with compiled steps.
 
-    def __init__(self, decoder: StaticDecoder, num_slots: int) -> None:
-        super().__init__(decoder.model, num_slots, decoder.cache)
-        self._decoder = decoder
-
-    def decode(self, tokens: Sequence[Token]) -> Tensor:
-        return self._decoder(tokens)
-
-
-class CompiledRunners:
-    """Makes runners, and lends each a decoder that no living runner has: what was compiled serves the next one.
+    A step has a power of two of rows; those over the batch's write to a spare block of the cache, and their logits are
+    left out. On a GPU each step is captured in a CUDA graph when its variant is first needed.
 
     Args:
-        compile_function: makes a compiled step of a plain one.
+        model: in evaluation mode; its weights are not quantised.
+        num_tokens: that the KV cache holds.
+        max_rows: the most rows that are decoded together.
+        compile_function: makes a compiled layer of a plain one.
+        flex: whether attention is FlexAttention's; ``None``: on a GPU.
     """
 
-    def __init__(self, compile_function: Callable[[DecodeStep], DecodeStep] = compile_step) -> None:
+    def __init__(
+        self,
+        model: Phi4MMModel,
+        num_tokens: int,
+        *,
+        max_rows: int,
+        compile_function: CompileFunction = compile_step,
+        flex: bool | None = None,
+    ) -> None:
+        blocks = -(-num_tokens // BLOCK)
+        super().__init__(model, (blocks + 1) * BLOCK)
+        _prepare_compiler()
+        self.num_tokens = num_tokens
+        self._spare = blocks * BLOCK  # where the block begins that belongs to no row
+        self._max_rows = max_rows
         self._compile = compile_function
-        self._idle: list[StaticDecoder] = []
+        self._flex = model.device.type == "cuda" if flex is None else flex
+        window = self.cache.specs[0].window
+        self._window = None if window is None or window >= self._spare else window
+        self._frequencies = inverse_frequencies(model.config.decoder, model.device)
+        self._steps: dict[Variant, _Step] = {}
+        self._pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
 
-    def __call__(self, model: Phi4MMModel, num_slots: int) -> CompiledRunner:
-        fitting = [idle for idle in self._idle if idle.model is model and idle.num_slots >= num_slots]
-        if fitting:
-            decoder = min(fitting, key=lambda idle: idle.num_slots)
-            self._idle.remove(decoder)
+    @property
+    def variants(self) -> list[Variant]:
+        """What was compiled until now."""
+        return list(self._steps)
+
+    def decode(self, tokens: Sequence[Token]) -> Tensor:
+        """See ``Runner``. On a GPU the logits are to be read before the next call, which may overwrite them."""
+        step = self._step(self._variant(tokens), tokens)
+        return step.run()[: len(tokens)]
+
+    def _variant(self, tokens: Sequence[Token]) -> Variant:
+        names = tuple(sorted({name for token in tokens for name in token.adapters}))
+        mixed = any(set(token.adapters) != set(names) for token in tokens)
+        num_rows = max(min(_power_of_two(len(tokens)), self._max_rows), len(tokens))
+        longest = max(token.position for token in tokens) + 1
+        if self._window is not None:
+            longest = min(longest, self._window)
+        num_keys = None if self._flex else max(_power_of_two(longest), _FEWEST_KEYS)
+        return Variant(num_rows, names, mixed, num_keys)
+
+    def _step(self, variant: Variant, tokens: Sequence[Token]) -> _Step:
+        """The variant's step with its inputs filled in."""
+        parts = self._parts(variant.names)
+        step = self._steps.get(variant)
+        if step is not None and all(one is other for one, other in zip(step.parts, parts, strict=True)):
+            self._fill(step, variant, tokens)
+            return step
+        self._steps.pop(variant, None)  # made for weights that are not the model's any more
+        staged = torch.empty(
+            4 + (len(variant.names) if variant.mixed else 0),
+            variant.num_rows,
+            dtype=torch.long,
+            pin_memory=self.model.device.type == "cuda",
+        )
+        step = _Step(parts, torch.empty_like(staged, device=self.model.device), staged)
+        self._fill(step, variant, tokens)
+        # A code object of its own: torch.compile keeps no more than eight graphs for one.
+        own = FunctionType(layer_step.__code__.replace(), layer_step.__globals__)
+        run = partial(self._run, self._compile(own), variant, step.inputs)
+        step.run = run if self._pool is None else _captured(run, self.model.device, self._pool)
+        self._steps[variant] = step
+        return step
+
+    def _parts(self, names: Sequence[str]) -> tuple[object, ...]:
+        """Modules which are others once the weights of a step with these adapters are others."""
+        linear = self.model.decoder.get_submodule("layers.0.attention.qkv_proj")
+        frozen = linear.linear if isinstance(linear, MergedLinear) else linear
+        assert isinstance(frozen, LoRALinear)
+        return (linear, *(frozen.adapter(name) for name in names))
+
+    def _fill(self, step: _Step, variant: Variant, tokens: Sequence[Token]) -> None:
+        """Token id, position, start of the extent and whether long, of each row; then, if mixed, whether each adapter
+        is the row's."""
+        columns = [
+            (
+                token.token_id,
+                token.position,
+                token.extent.start,
+                int(token.long),
+                *((int(name in token.adapters) for name in variant.names) if variant.mixed else ()),
+            )
+            for token in tokens
+        ]
+        spare = (0, 0, self._spare, *(0 for _ in step.staged[3:]))
+        columns += [spare] * (variant.num_rows - len(tokens))
+        # The copy before has ended: its step's logits were read before these tokens could be known.
+        step.staged.copy_(torch.tensor(columns).T)
+        step.inputs.copy_(step.staged, non_blocking=True)
+
+    def _run(self, run_layer: LayerStep, variant: Variant, inputs: Tensor) -> Tensor:
+        """The logits after each row's token [rows, vocabulary]; nothing here waits for the device."""
+        decoder = self.model.decoder
+        token_ids, positions, starts, long_rows, *members = inputs.unbind()
+        hidden = decoder.embed_tokens(token_ids[:, None])
+        weights = tuple(member[:, None, None].to(hidden.dtype) for member in members) if variant.mixed else None
+        cos, sin = rotary_tables(decoder.config, positions[:, None], long_rows.bool(), self._frequencies)
+        rotary = (cos.to(hidden.dtype), sin.to(hidden.dtype))
+        first, last = starts, starts + positions
+        if self._window is not None:
+            first = torch.maximum(starts, last + 1 - self._window)
+        attention: StepAttention
+        if variant.num_keys is None:
+            attention = FlexAttention.of(self.cache, first, last)
         else:
-            decoder = StaticDecoder(model, num_slots, self._compile)
-        runner = CompiledRunner(decoder, num_slots)
-        weakref.finalize(runner, self._idle.append, decoder)
-        return runner
+            attention = GatheredAttention.of(self.cache, first, last, variant.num_keys)
+        for layer, keys, values in zip(decoder.layers, self.cache.keys, self.cache.values, strict=True):
+            hidden = run_layer(layer, hidden, rotary, variant.names, weights, keys, values, last, attention)
+        return decoder.logits(decoder.norm(hidden)[:, 0])
 
 
-def _fixed(tensor: Tensor) -> Tensor:
-    """Tell CUDA graphs that a tensor stays where it is, so that they use it in place."""
-    torch._dynamo.mark_static_address(tensor)
-    return tensor
+@cache
+def _prepare_compiler() -> None:
+    """Where torch is built for CUDA and there is no GPU, torch 2.11 keeps a pointer to an object of the first thread
+    that compiles, which dangles once that thread has ended, and follows it when another one compiles: let that first
+    thread be one that lives as long as the program."""
+    if torch.version.cuda is not None and not torch.cuda.is_available():
+        started = threading.Event()
+
+        def live() -> None:
+            torch._C._ensureCUDADeviceGuardSet()
+            started.set()
+            threading.Event().wait()
+
+        threading.Thread(target=live, name="phi4mm-compiler", daemon=True).start()
+        started.wait()
+
+
+def _captured(run: Callable[[], Tensor], device: torch.device, pool: Any) -> Callable[[], Tensor]:
+    """A CUDA graph of what ``run`` computes; it may be run several times with the same inputs."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, which read media, may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            output = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay
+
+
+def _power_of_two(number: int) -> int:
+    """The least one that is no smaller."""
+    return 1 << (number - 1).bit_length()

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import soxr
 import torch
 
 from phi4mm.errors import AudioError
 from phi4mm.inputs.audio_file import FULL_SCALE, AudioSource, decoded_blocks
 from phi4mm.inputs.source import source_name
+
+if TYPE_CHECKING:
+    import soxr
 
 # Framing, in seconds, so that it holds at both of the model's rates.
 SAMPLING_RATE = 16000
@@ -99,10 +101,17 @@ def _at_one_rate(blocks: Iterator[Waveform], target: Callable[[int], int]) -> It
             if stream is not None:
                 yield _last_of(stream, rate)
             rate, before = rate or target(block.sampling_rate), block.sampling_rate
-            stream = None if before == rate else soxr.ResampleStream(before, rate, 1, dtype="float32", quality="HQ")
+            stream = None if before == rate else resampler(before, rate)
         yield block if stream is None else Waveform(stream.resample_chunk(block.samples), rate)
     if stream is not None:
         yield _last_of(stream, rate)
+
+
+def resampler(before: int, after: int) -> soxr.ResampleStream:
+    """Resamples mono float32 samples from one rate to another, part by part."""
+    import soxr  # which audio at the model's rates does without
+
+    return soxr.ResampleStream(before, after, 1, dtype="float32", quality="HQ")
 
 
 def _last_of(stream: soxr.ResampleStream, rate: int) -> Waveform:
@@ -181,6 +190,8 @@ def resample_for_model(waveform: Waveform) -> Waveform:
     rate = model_rate(waveform.sampling_rate)
     if waveform.sampling_rate == rate:
         return waveform
+    import soxr
+
     return Waveform(soxr.resample(waveform.samples, waveform.sampling_rate, rate, quality="HQ"), rate)
 
 
@@ -206,6 +217,8 @@ def narrowed(waveform: Waveform) -> Waveform:
     waveform = resample_for_model(waveform)
     if not is_narrow_band(waveform):
         return waveform
+    import soxr
+
     return Waveform(soxr.resample(waveform.samples, SAMPLING_RATE, LOW_SAMPLING_RATE, quality="HQ"), LOW_SAMPLING_RATE)
 
 

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import soxr
 
-from phi4mm.inputs.audio import Waveform
+from phi4mm.inputs.audio import Waveform, resampler
 from phi4mm.transcription.detector import FRAME, FRAME_SECONDS, SAMPLING_RATE, SpeechDetector
 
 PAD = 0.4  # seconds of what is around it that a piece keeps on either side
@@ -64,7 +63,7 @@ class Piece:
 
 def frames(waveforms: Iterable[Waveform], detector: SpeechDetector | None) -> Iterator[Frame]:
     """Frames of consecutive parts of one audio, at 16 or 8 kHz; without a detector everything counts as speech."""
-    upsampler: soxr.ResampleStream | None = None
+    upsampler = None
     pending, probabilities = np.zeros(0, np.float32), deque[float]()
     rate = size = 0
     for waveform in waveforms:
@@ -76,7 +75,7 @@ def frames(waveforms: Iterable[Waveform], detector: SpeechDetector | None) -> It
         elif rate == SAMPLING_RATE:
             probabilities.extend(detector.push(waveform.samples))
         else:
-            upsampler = upsampler or soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32")
+            upsampler = upsampler or resampler(rate, SAMPLING_RATE)
             probabilities.extend(detector.push(upsampler.resample_chunk(waveform.samples)))
         while probabilities and len(pending) >= size:
             yield Frame(pending[:size], rate, probabilities.popleft())

@@ -55,3 +55,15 @@ def test_rows_have_names_of_their_own() -> None:
     for preset in PRESETS.values():
         names = [row.name for row in measures(preset)]
         assert len(set(names)) == len(names) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_second_question_is_set_beside_one_with_nothing_kept(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    arguments = ["--no-compare", "--only", "one picture", "--repeats", "1", "--threads", "1", "--json", str(report)]
+    assert main(arguments) == 0
+    rows = {row["name"]: row for row in json.loads(report.read_text())["rows"]}
+    name = "second question on one picture: first token"
+    cold = rows[f"{name}, nothing kept"]["ours"]
+    assert rows[f"{name}: times faster than with nothing kept"]["ours"] == pytest.approx(cold / rows[name]["ours"])

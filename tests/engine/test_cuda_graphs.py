@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,20 @@ import pytest
 import torch
 
 from phi4mm import Phi4MM, Phi4MMError
-from phi4mm.engine.cuda_graphs import CompiledRunners, DecodeStep
-from phi4mm.engine.engine import Engine, Prompt, Runner
-from phi4mm.engine.merge import merge
-from phi4mm.engine.runner import ModelRunner, Piece, Token
-from phi4mm.engine.sampler import Sampling
+from phi4mm.engine.core import Core
+from phi4mm.engine.cuda_graphs import CompiledRunner, LayerStep
+from phi4mm.engine.kv_cache import BLOCK, Extent
+from phi4mm.engine.merge import merge, unmerge
+from phi4mm.engine.options import EngineOptions
+from phi4mm.engine.runner import Chunk, ModelRunner, Runner, Token
+from phi4mm.model.config import AdapterConfig
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.router import Route
 from tests.conftest import TINY, randomise
+from tests.engine.mock_runner import Collector, MockEncoder, make_prompt
 
 ORIGINAL = 41  # positions; longer rows take the long rope factors
-TEXT, SPEECH, VISION = Route(), Route("speech"), Route("vision")
+TEXT, SPEECH, VISION, BOTH = (), ("speech",), ("vision",), ("speech", "vision")
+Row = tuple[int, tuple[str, ...]]  # its length and adapters
 
 
 class CountingCompile:
@@ -30,15 +34,16 @@ class CountingCompile:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, step: DecodeStep) -> DecodeStep:
+    def __call__(self, step: LayerStep) -> LayerStep:
         self.count += 1
         return torch.compile(step, backend="eager", fullgraph=True, dynamic=False)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def no_recompilation() -> Iterator[None]:
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield
+    torch._dynamo.reset()
 
 
 def make_model(sliding_window: int | None = None) -> Phi4MMModel:
@@ -53,113 +58,153 @@ def model() -> Phi4MMModel:
     return make_model()
 
 
-@pytest.fixture(scope="module")
-def make_runner() -> CompiledRunners:
-    return CompiledRunners(CountingCompile())
+def make_compiled(model: Phi4MMModel, num_tokens: int, *, flex: bool = True, max_rows: int = 8) -> CompiledRunner:
+    return CompiledRunner(model, num_tokens, max_rows=max_rows, compile_function=CountingCompile(), flex=flex)
 
 
 @torch.inference_mode()
 def check_logits(
-    model: Phi4MMModel,
-    make_runner: CompiledRunners,
-    rows: Sequence[tuple[int, Route]],
-    steps: Sequence[Sequence[int]],
+    model: Phi4MMModel, compiled: CompiledRunner, rows: Sequence[Row], steps: Sequence[Sequence[int]]
 ) -> None:
-    """Prefill rows of these lengths and routes, slot after slot, and decode the slots of each step."""
-    plain, compiled = ModelRunner(model, len(rows)), make_runner(model, len(rows))
-    generator = torch.Generator().manual_seed(0)
-    size = model.config.decoder.hidden_size
-    pieces = [
-        Piece(slot, 0, torch.randn(length, size, generator=generator), route, length > ORIGINAL, True)
-        for slot, (length, route) in enumerate(rows)
-    ]
-    assert torch.equal(compiled.prefill(pieces), plain.prefill(pieces))
+    """Prefill rows of these lengths and adapters, and decode those of each step."""
+    plain = ModelRunner(model, compiled.num_tokens)
+    for tensor in (*compiled.cache.keys, *compiled.cache.values):
+        tensor.zero_()  # what rows of an earlier call left
+    random = np.random.default_rng(0)
+    extents, start = [], 0
+    for length, _ in rows:
+        extents.append(Extent(start, -(-(length + len(steps)) // BLOCK) * BLOCK))
+        start += extents[-1].capacity
+    for extent, (length, adapters) in zip(extents, rows, strict=True):
+        token_ids = random.integers(0, 250, length).tolist()
+        chunk = Chunk(extent, 0, token_ids, (), adapters, length > ORIGINAL, True)
+        assert torch.equal(compiled.prefill([chunk]), plain.prefill([chunk]))
     positions = [length for length, _ in rows]
-    for number, slots in enumerate(steps):
+    for number, chosen in enumerate(steps):
         tokens = [
-            Token(slot, 10 * number + slot, positions[slot], rows[slot][1], rows[slot][0] > ORIGINAL) for slot in slots
+            Token(extents[row], 10 * number + row, positions[row], rows[row][1], rows[row][0] > ORIGINAL)
+            for row in chosen
         ]
+        tokens.sort(key=lambda token: token.order)
         logits, expected = compiled.decode(tokens), plain.decode(tokens)
         assert logits.shape == expected.shape
         error = (logits - expected).norm(dim=-1) / expected.norm(dim=-1)
         assert error.max() < 1e-5
-        for slot in slots:
-            positions[slot] += 1
+        for row in chosen:
+            positions[row] += 1
+    for one, other in zip(compiled.cache.keys, plain.cache.keys, strict=True):
+        torch.testing.assert_close(one[:, : plain.num_tokens], other, rtol=1e-4, atol=1e-4)
 
 
-def test_logits_of_mixed_rows(model: Phi4MMModel, make_runner: CompiledRunners) -> None:
-    # Of one route, of several, with gaps, in any order: the slots that a step leaves out are as they were afterwards.
-    rows = [(5, TEXT), (60, SPEECH), (300, VISION), (7, SPEECH)]
-    check_logits(model, make_runner, rows, [(0, 1, 2, 3), (3, 1), (2, 0), (0,), (3, 2, 1, 0), (1, 3), (0,)])
+@pytest.mark.parametrize("flex", [True, False])
+def test_logits_of_mixed_rows(model: Phi4MMModel, flex: bool) -> None:
+    # Of one set of adapters, of several, and in any number: rows that a step leaves out are as they were afterwards.
+    rows = [(5, TEXT), (60, SPEECH), (300, VISION), (7, SPEECH), (64, BOTH)]
+    compiled = make_compiled(model, 1024, flex=flex)
+    check_logits(model, compiled, rows, [(0, 1, 2, 3, 4), (3, 1), (0,), (0, 4, 3, 2, 1), (1, 3), (4,)])
+    assert {(variant.num_rows, variant.names, variant.mixed) for variant in compiled.variants} == {
+        (8, BOTH, True),
+        (2, SPEECH, False),
+        (1, TEXT, False),
+        (1, BOTH, False),
+    }
 
 
-def test_logits_with_a_sliding_window(make_runner: CompiledRunners) -> None:
-    check_logits(make_model(sliding_window=13), make_runner, [(5, TEXT), (60, TEXT)], [(0, 1), (0, 1)])
+@pytest.mark.parametrize("flex", [True, False])
+def test_logits_with_a_sliding_window(flex: bool) -> None:
+    model = make_model(sliding_window=13)
+    check_logits(model, make_compiled(model, 320, flex=flex), [(5, TEXT), (130, TEXT)], [(0, 1), (0, 1)])
 
 
-def test_logits_of_a_merged_model(make_runner: CompiledRunners) -> None:
-    check_logits(
-        merge(make_model(), "speech"), make_runner, [(5, SPEECH), (9, SPEECH), (4, TEXT)], [(0, 1), (1,), (0, 1, 2)]
-    )
+def test_logits_of_a_merged_model() -> None:
+    model = merge(make_model(), "speech")
+    compiled = make_compiled(model, 512)
+    check_logits(model, compiled, [(5, SPEECH), (9, SPEECH), (4, TEXT)], [(0, 1), (1,), (0, 1, 2)])
+    unmerge(model)
+    check_logits(model, compiled, [(5, SPEECH), (9, SPEECH)], [(0, 1)])
 
 
-def make_prompt(model: Phi4MMModel, length: int, route: Route, max_new_tokens: int) -> Prompt:
-    token_ids = torch.randint(0, 250, (length,), generator=torch.Generator().manual_seed(length))
-    return Prompt(token_ids.tolist(), model.decoder.embed_tokens(token_ids), route, Sampling(max_new_tokens))
+def test_one_graph_serves_every_length(model: Phi4MMModel) -> None:
+    compile_function = CountingCompile()
+    compiled = CompiledRunner(model, 2048, max_rows=3, compile_function=compile_function, flex=True)
+    check_logits(model, compiled, [(5, SPEECH), (900, SPEECH)], [(0, 1), (1,), (0, 1), (0,)])
+    check_logits(model, compiled, [(300, SPEECH), (1, SPEECH), (2, SPEECH)], [(0, 1, 2), (1, 2)])
+    assert compile_function.count == 3
+    assert [variant.num_rows for variant in compiled.variants] == [2, 1, 3]
 
 
-def run(runner: Runner, prompts: Sequence[Prompt], seed: int = 0) -> list[list[int]]:
+def test_an_adapter_that_was_exchanged(model: Phi4MMModel) -> None:
+    model = make_model()
+    compiled = make_compiled(model, 128)
+    check_logits(model, compiled, [(5, SPEECH)], [(0,)])
+    model.remove_adapter("speech")
+    model.add_adapter(AdapterConfig("speech", rank=2, alpha=3.0))
+    randomise(model, seed=6)
+    model.requires_grad_(False)
+    check_logits(model, compiled, [(5, SPEECH)], [(0,)])
+
+
+def run(runner: Runner, prompts: Sequence[tuple[Row, int]], seed: int = 0) -> list[list[int]]:
     """The tokens of prompts that come at random times."""
     random = np.random.default_rng(seed)
-    engine, coming = Engine(runner, prefill_tokens=int(random.integers(5, 60))), list(prompts)
-    tokens: dict[int, list[int]] = {}
-    while coming or engine.busy:
+    core = Core(runner, MockEncoder(), EngineOptions(max_rows=4, prefill_tokens=int(random.integers(5, 60))))
+    coming, sinks = list(prompts), []
+    while coming or core.busy:
         if coming and random.random() < 0.5:
-            tokens[engine.submit(coming.pop(0))] = []
-        for step in engine.step():
-            tokens[step.row].append(step.token_id)
-    return list(tokens.values())
+            (length, adapters), max_new_tokens = coming.pop(0)
+            token_ids = np.random.default_rng(length).integers(1, 250, length).tolist()
+            sinks.append(Collector())
+            prompt = make_prompt(token_ids, adapters, max_new_tokens)
+            core.submit(replace(prompt, stop_token_ids=frozenset()), sinks[-1])
+        core.step()
+    assert all(sink.error is None for sink in sinks)
+    return [sink.tokens for sink in sinks]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_random_schedules(model: Phi4MMModel, make_runner: CompiledRunners, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_random_schedules(model: Phi4MMModel, seed: int) -> None:
+    flex = seed == 0
     random = np.random.default_rng(seed)
     prompts = [
-        make_prompt(model, int(random.integers(1, 50)), (TEXT, SPEECH)[int(random.integers(2))], 8) for _ in range(8)
+        ((int(random.integers(1, 50)), (TEXT, SPEECH)[int(random.integers(2))]), int(random.integers(1, 9)))
+        for _ in range(8)
     ]
-    assert run(make_runner(model, 2), prompts, seed) == run(ModelRunner(model, 2), prompts, seed)
+    assert run(make_compiled(model, 512, flex=flex), prompts, seed) == run(ModelRunner(model, 512), prompts, seed)
 
 
-@pytest.mark.parametrize("length", [250, 1018])
-def test_a_row_outgrows_its_capacity(model: Phi4MMModel, make_runner: CompiledRunners, length: int) -> None:
-    prompts = [make_prompt(model, length, SPEECH, 12)]
-    runner = make_runner(model, 1)
-    assert run(runner, prompts) == run(ModelRunner(model, 1), prompts)
-    assert runner.cache.capacity == (1024 if length == 250 else 2048)
+def test_a_row_outgrows_its_extent_and_moves(model: Phi4MMModel) -> None:
+    prompts = [((30, SPEECH), 150), ((20, SPEECH), 80)]  # the first grows into the second
+    compiled, copies = make_compiled(model, 1024), []
+    copy = compiled.copy
+
+    def counting(source: Extent, target: Extent, num_tokens: int) -> None:
+        copies.append(num_tokens)
+        copy(source, target, num_tokens)
+
+    compiled.copy = counting  # type: ignore[method-assign]
+    assert run(compiled, prompts) == run(ModelRunner(model, 1024), prompts)
+    assert copies == [128]
 
 
-def test_what_was_compiled_is_used_again(model: Phi4MMModel) -> None:
-    compile_function = CountingCompile()
-    make_runner = CompiledRunners(compile_function)
-    prompt = make_prompt(model, 5, TEXT, 4)
-    first = make_runner(model, 3)
-    expected = run(first, [prompt])
-    assert compile_function.count == 1
-    assert make_runner(model, 1).cache is not first.cache
-    cache = first.cache
-    del first
-    again = make_runner(model, 4)
-    assert again.cache is cache
-    assert run(again, [prompt]) == expected
-    assert compile_function.count == 1
+def test_more_keys_are_gathered_for_longer_rows(model: Phi4MMModel) -> None:
+    compiled = make_compiled(model, 1024, flex=False)
+    check_logits(model, compiled, [(254, SPEECH)], [(0,), (0,), (0,)])
+    assert [variant.num_keys for variant in compiled.variants] == [256, 512]
 
 
-def test_replies(tiny_model: Phi4MMModel, tokenizer_file: Path, make_runner: CompiledRunners) -> None:
-    plain = Phi4MM(tiny_model, tokenizer_file)
-    compiled = Phi4MM(tiny_model, tokenizer_file, make_runner=make_runner)
+def test_replies(tiny_model: Phi4MMModel, tokenizer_file: Path) -> None:
+    options = EngineOptions(cache_tokens=512)
+    make_runner = partial(make_compiled, flex=False)
+    for _ in range(2):  # each in a thread of its own
+        with Phi4MM(tiny_model, tokenizer_file, options=options, make_runner=make_runner) as another:
+            another.chat("Hello", max_new_tokens=2)
     requests = [{"text": text, "max_new_tokens": 8} for text in ("Hello", "How are you?")]
-    assert compiled.chat_batch(requests) == plain.chat_batch(requests)
-    assert list(compiled.stream("Hello", max_new_tokens=8)) == list(plain.stream("Hello", max_new_tokens=8))
+    with (
+        Phi4MM(tiny_model, tokenizer_file, options=options) as plain,
+        Phi4MM(tiny_model, tokenizer_file, options=options, make_runner=make_runner) as compiled,
+    ):
+        assert compiled.chat_batch(requests) == plain.chat_batch(requests)
+        assert list(compiled.stream("Hello", max_new_tokens=8)) == list(plain.stream("Hello", max_new_tokens=8))
 
 
 def test_quantised_weights_are_refused() -> None:
