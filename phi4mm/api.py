@@ -194,10 +194,6 @@ class Phi4MM:
             raise Phi4MMError("only plain weights can be saved; load the model without quantize=, merge= and prepack=")
         return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
 
-    def drop_caches(self) -> None:
-        """Forget what is kept of earlier requests: their beginnings in the KV cache, and their encoded media."""
-        self._client.engine.call(lambda core: core.drop_caches())
-
     def submit(self, request: Request | Mapping[str, Any]) -> Handle:
         """Queue a request, from any thread or event loop.
 

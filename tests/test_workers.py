@@ -102,7 +102,7 @@ def test_a_bad_input_costs_only_itself(workers: Workers) -> None:
 def test_a_bad_option_is_one_error_and_the_workers_go_on(workers: Workers) -> None:
     with pytest.raises(PromptError, match="batch_size is 0"):
         workers.transcribe_batch(CLIPS, batch_size=0)
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(PromptError, match="colour"):
         workers.transcribe_batch(CLIPS, colour="blue")
     with pytest.raises(Phi4MMError, match="cannot be handed to another process"):
         workers.transcribe_batch(CLIPS, prompt=lambda: "What?")

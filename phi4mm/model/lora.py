@@ -138,7 +138,10 @@ class LoRA(nn.Module):
         if use.weight is not None:
             low_rank = low_rank * use.weight
         target = output if rows is None else output[rows]
-        target.flatten(0, 1).addmm_(low_rank.flatten(0, 1), self.b.t(), alpha=self.scale)
+        if low_rank.dtype == output.dtype == self.b.dtype:
+            target.flatten(0, 1).addmm_(low_rank.flatten(0, 1), self.b.t(), alpha=self.scale)
+        else:  # under autocast, which an operation in place is not part of
+            target.add_(F.linear(low_rank, self.b), alpha=self.scale)
 
     def delta(self) -> Tensor:
         """What the adapter adds to the frozen weight: scale * B A, [out_size, in_size] in float32."""
