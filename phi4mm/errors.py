@@ -34,6 +34,9 @@ class ClosedError(Phi4MMError):
     """The model was closed before the request was answered."""
 
 
+_SHOWN = 5  # errors of a batch that its message tells
+
+
 class BatchError(Phi4MMError):
     """Some rows of a batch failed; the others were answered.
 
@@ -45,6 +48,8 @@ class BatchError(Phi4MMError):
     def __init__(self, results: Sequence[Any], errors: Mapping[int, Phi4MMError]) -> None:
         self.results = list(results)
         self.errors = dict(errors)
-        lines = [f"request {index}: {error}" for index, error in sorted(self.errors.items())]
+        lines = [f"request {index}: {error}" for index, error in sorted(self.errors.items())[:_SHOWN]]
+        if len(self.errors) > _SHOWN:
+            lines.append(f"and {len(self.errors) - _SHOWN} more: see .errors")
         good = len(self.results) - len(self.errors)
         super().__init__("; ".join(lines) + f" ({good} of {len(self.results)} requests were answered: see .results)")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phi4mm.engine.kv_cache import Extent, KVCache
-from phi4mm.model.decoder import visible_keys
+from phi4mm.model.decoder import CachedAttention, visible_keys
 
 _SMALL = 1 << 16  # bytes of a row's keys up to which copying several rows together is cheaper than a call for each
 _ALIKE = 0.6  # the least share of the longest chunk's length in a padded call
@@ -135,6 +135,27 @@ def _part(
         places = torch.tensor(own, device=like.device) - begin
         mask = additive(visible_keys(places[:, None], end - begin, window), like)
     return _Part(slice(run[0], run[-1] + 1), first, capacity, slots, begin, end, mask)
+
+
+class PaddedAttention:
+    """Attention of the first tokens alone, where others at the end only fill up their number.
+
+    Args:
+        attention: of the first tokens.
+        num_tokens: how many they are.
+        num_padding: how many follow.
+    """
+
+    def __init__(self, attention: CachedAttention, num_tokens: int, num_padding: int) -> None:
+        self._attention, self._num_tokens, self._num_padding = attention, num_tokens, num_padding
+
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As the attention of the first tokens; zeros for the others."""
+        own_keys, own_values = keys[: self._num_tokens], values[: self._num_tokens]
+        if len(query) != len(keys):  # only those are asked for whose results are wanted
+            return self._attention.attend(layer, query, own_keys, own_values)
+        attended = self._attention.attend(layer, query[: self._num_tokens], own_keys, own_values)
+        return F.pad(attended, (0, 0, 0, 0, 0, 0, 0, self._num_padding))
 
 
 class DecodeAttention:

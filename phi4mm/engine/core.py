@@ -20,6 +20,7 @@ from phi4mm.model.media import MediaItem
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_ENOUGH = 0.75  # of the rows of a batch, that need not wait for the others
 _ROWS_A_TOKEN = 16  # prompt tokens computed between two decode steps for each row that is decoded, at least
 
 
@@ -125,8 +126,11 @@ class Core:
     @torch.inference_mode()
     def step(self) -> None:
         """Go on by at most one token of each row that is decoded, and a bounded piece of each other kind of work."""
-        self._decode()
-        self._encode()
+        patient = self._is_patient()
+        if not patient:
+            self._decode()
+        prefilling = any(not row.decoding for row in self.scheduler.running)
+        self._encode(wait=patient and not prefilling)
         for row, error in self.scheduler.admit():
             self._fail(row, _wrapped(error))
         self._prefill()
@@ -201,7 +205,17 @@ class Core:
         choices = iter(choose(logits, [row.sampler for row in ended]) if ended else [])
         return [next(choices) if chunk.final else None for chunk in chunks]
 
-    def _encode(self) -> None:
+    def _is_patient(self) -> bool:
+        """Whether the few rows that are decoded had better wait for more of their calls, which the towers are just
+        encoding: a step takes about as long for few rows as for many. Rows that are not part of a batch never wait."""
+        rows = self.scheduler.running
+        if not (self._encoding.busy and rows):
+            return False
+        limits = [row.group.limit or 1 for row in rows]
+        decoding = sum(row.decoding for row in rows)
+        return min(limits) > 1 and decoding < _ENOUGH * min(max(limits), self._options.max_rows)
+
+    def _encode(self, *, wait: bool) -> None:
         """Encode a group of the media that rows wait for, those of the same content once."""
         needed: dict[bytes, MediaItem] = {}
         for row, medium in self.scheduler.media_to_encode():
@@ -211,7 +225,7 @@ class Core:
                 self._release_features(row, medium)
             elif medium.item is not None:
                 needed.setdefault(medium.digest, medium.item)
-        found = self._encoding.step(needed, wait=not self.scheduler.running)
+        found = self._encoding.step(needed, wait=wait or not self.scheduler.running)
         for digest, result in found.items():
             if isinstance(result, Tensor):
                 self.embeddings.put(digest, result)

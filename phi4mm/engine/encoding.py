@@ -77,7 +77,7 @@ class Encoding:
     Args:
         encoder: the towers.
         executor: where a piece of work runs: inline between two decode steps, or in a thread beside them.
-        attempt: encodes a group anew whose first attempt ran out of memory.
+        attempt: encodes a group in the calling thread, and what is left of it where memory runs out.
     """
 
     def __init__(
@@ -94,19 +94,32 @@ class Encoding:
         self._parts: Iterator[Tensor] | None = None  # of a long medium, the only one in the group
         self._done: list[Tensor] = []
 
+    @property
+    def busy(self) -> bool:
+        """Whether a piece of work is under way."""
+        return self._future is not None and not self._future.done()
+
     def step(self, needed: Mapping[bytes, MediaItem], *, wait: bool) -> Encoded:
         """Begin a piece of work if none is under way, and return the results of one that has ended.
 
         Args:
             needed: by their digests, the most urgent first.
-            wait: whether there is nothing else to do until the piece has ended.
+            wait: whether there is nothing else to do until the piece has ended; if there are other media, a group of
+                them is then encoded in the calling thread.
         """
         if self._parts is not None and self._future is None and self._group[0].digest not in needed:
             self._parts, self._group, self._done = None, [], []  # nobody wants it any more
         if self._future is None and needed:
             self._begin(list(needed.values()))
-        if self._future is None or not (wait or self._future.done()):
+        if self._future is None:
             return {}
+        if not self._future.done():
+            if not wait:
+                return {}
+            under_way = {item.digest for item in self._group}
+            others = [item for digest, item in needed.items() if digest not in under_way]
+            if others and not self._encoder.is_long(others[0]):  # this thread has nothing else to do
+                return self._attempt([others[index] for index in self._encoder.next_group(others)])
         future, self._future = self._future, None
         return self._ended_part(future) if self._parts is not None else self._ended_group(future)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from phi4mm.engine.attention import DecodeAttention, PrefillAttention
+from phi4mm.engine.attention import DecodeAttention, PaddedAttention, PrefillAttention
 from phi4mm.engine.kv_cache import Extent, KVCache
 from phi4mm.model.decoder import Wanted
 from phi4mm.model.lora import row_adapters
@@ -85,6 +86,12 @@ class Runner(Protocol):
 MakeRunner = Callable[[Phi4MMModel, int], Runner]  # of a model and of the tokens that its KV cache holds
 
 
+def rounded(number: int) -> int:
+    """The next of four numbers an octave: 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ..."""
+    step = 1 << max(number.bit_length() - 3, 0)
+    return -(-number // step) * step
+
+
 class ModelRunner:
     """See ``Runner``.
 
@@ -107,42 +114,52 @@ class ModelRunner:
     def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
         model, device = self.model, self.model.device
         counts = [len(chunk.token_ids) for chunk in chunks]
-        token_ids = torch.tensor([token_id for chunk in chunks for token_id in chunk.token_ids], device=device)
-        embeddings = model.decoder.embed_tokens(token_ids)
+        padding = self._padding(sum(counts))
+        token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
+        embeddings = model.decoder.embed_tokens(torch.tensor(token_ids + [0] * padding, device=device))
         first = 0
         for chunk, count in zip(chunks, counts, strict=True):
             for place, values in chunk.media:
                 embeddings[first + place : first + place + len(values)] = values
             first += count
-        adapters = row_adapters([chunk.adapters for chunk in chunks], counts, device=device)
         final = [chunk for chunk in chunks if chunk.final]
         ends = torch.tensor(counts).cumsum(0)[torch.tensor([chunk.final for chunk in chunks])] - 1
         wanted = Wanted(ends.to(device), row_adapters([chunk.adapters for chunk in final], device=device))
         attention = PrefillAttention(self.cache, chunks, embeddings)
+        counts[-1] += padding  # the tokens that fill up the number take the adapters of the last chunk
         hidden = model.decoder(
             embeddings[:, None],
-            attention.positions[:, None],
+            F.pad(attention.positions, (0, padding))[:, None],
             torch.tensor([chunk.long for chunk in chunks]).repeat_interleave(torch.tensor(counts)).to(device),
-            adapters=adapters,
-            cache=attention,
+            adapters=row_adapters([chunk.adapters for chunk in chunks], counts, device=device),
+            cache=PaddedAttention(attention, len(token_ids), padding) if padding else attention,
             wanted=wanted,
         )
         return model.decoder.logits(hidden[:, 0])
 
     def decode(self, tokens: Sequence[Token]) -> Tensor:
         model, device = self.model, self.model.device
-        token_ids = torch.tensor([token.token_id for token in tokens], device=device)
+        padding = self._padding(len(tokens))
+        filled = [*tokens, *tokens[-1:] * padding]
+        token_ids = torch.tensor([token.token_id for token in filled], device=device)
         embeddings = model.decoder.embed_tokens(token_ids[:, None])
         extents, positions = [token.extent for token in tokens], [token.position for token in tokens]
         attention = DecodeAttention(self.cache, extents, positions, embeddings)
         hidden = model.decoder(
             embeddings,
-            attention.positions[:, None],
-            torch.tensor([token.long for token in tokens], device=device),
-            adapters=row_adapters([token.adapters for token in tokens], device=device),
-            cache=attention,
+            F.pad(attention.positions, (0, padding))[:, None],
+            torch.tensor([token.long for token in filled], device=device),
+            adapters=row_adapters([token.adapters for token in filled], device=device),
+            cache=PaddedAttention(attention, len(tokens), padding) if padding else attention,
         )
-        return model.decoder.logits(hidden[:, 0])
+        return model.decoder.logits(hidden[: len(tokens), 0])
+
+    def _padding(self, num_tokens: int) -> int:
+        """Tokens that are added so that few numbers of tokens occur: in bfloat16 a CPU makes its kernels anew for each
+        number, which takes longer than the product."""
+        if self.model.device.type != "cpu" or self.model.dtype != torch.bfloat16:
+            return 0
+        return rounded(num_tokens) - num_tokens
 
     def copy(self, source: Extent, target: Extent, num_tokens: int) -> None:
         self.cache.copy(source.start, target.start, num_tokens)
