@@ -81,8 +81,8 @@ class LastTokens:
 
     def __init__(self, cache: KVCache, extents: Sequence[Extent], positions: Sequence[int], like: Tensor) -> None:
         self.cache = cache
-        window = cache.specs[0].window
-        row_bytes = cache.specs[0].num_kv_heads * cache.specs[0].head_size * like.element_size()
+        spec, _ = cache.attention(0)
+        window, row_bytes = spec.window, spec.token_bytes(like.dtype) // 2
         self.parts: list[_Part] = []
         for capacity, group in groupby(range(len(extents)), key=lambda row: extents[row].capacity):
             rows = list(group)
@@ -91,7 +91,8 @@ class LastTokens:
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         """[rows, heads, 1, head] -> the same shape."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        _, kept = self.cache.attention(layer)
+        keys, values = kept.keys, kept.values
         # The heads that share a key see the same past: as tokens of one head they need no copy of the keys.
         grouped = query.view(query.shape[0], keys.shape[0], -1, query.shape[3])
         attended = [
@@ -202,7 +203,7 @@ class PrefillAttention:
         )
         finals = [chunk for chunk in chunks if chunk.final]
         self.last = LastTokens(cache, [chunk.extent for chunk in finals], [chunk.end - 1 for chunk in finals], like)
-        window = cache.specs[0].window
+        window = cache.attention(0)[0].window
         offsets = torch.tensor([0, *(chunk.end - chunk.start for chunk in chunks)]).cumsum(0).tolist()
         causal = [
             index for index, chunk in enumerate(chunks) if not chunk.start and (window is None or chunk.end <= window)
@@ -224,8 +225,9 @@ class PrefillAttention:
         if len(query) != len(keys):
             return self.last.attend(layer, query) if len(query) else query
         output = torch.empty_like(query)
+        _, kept = self.cache.attention(layer)
         for call in self.calls:
-            call.attend(self.cache.keys[layer], self.cache.values[layer], query, keys, values, output)
+            call.attend(kept.keys, kept.values, query, keys, values, output)
         return output
 
 
@@ -311,8 +313,9 @@ def _attend_one_row(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | 
 
 def _keep(cache: KVCache, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
     """Write [tokens, key/value heads, 1, head] to their places."""
-    cache.keys[layer].index_copy_(1, places, keys[:, :, 0].transpose(0, 1))
-    cache.values[layer].index_copy_(1, places, values[:, :, 0].transpose(0, 1))
+    _, kept = cache.attention(layer)
+    kept.keys.index_copy_(1, places, keys[:, :, 0].transpose(0, 1))
+    kept.values.index_copy_(1, places, values[:, :, 0].transpose(0, 1))
 
 
 def _heads_first(states: Tensor) -> Tensor:

@@ -55,13 +55,18 @@ class Core:
         self._most_together = options.max_rows  # rows in one decode call: fewer once memory has run out
         self._executor = executor or Inline()
         self._encoding = Encoding(encoder, self._executor, self._encoded)
-        self.scheduler = Scheduler(options, runner.num_tokens, runner.copy)
+        self.scheduler = Scheduler(options, runner.num_tokens, runner.copy, shares_prefixes=runner.shares_prefixes)
         self.embeddings = Embeddings(options.encoder_bytes)
 
     @property
     def busy(self) -> bool:
         """Whether any row is waiting or being run."""
         return bool(self.scheduler.running or self.scheduler.waiting)
+
+    @property
+    def max_rows(self) -> int:
+        """The most rows that are decoded together."""
+        return self._options.max_rows
 
     @property
     def enough_waiting(self) -> bool:

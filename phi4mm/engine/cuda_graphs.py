@@ -108,7 +108,7 @@ class GatheredAttention(NamedTuple):
     def of(cls, cache: KVCache, first: Tensor, last: Tensor, num_keys: int) -> GatheredAttention:
         places = first[:, None] + torch.arange(num_keys, device=first.device)
         visible = visible_keys((last - first)[:, None], num_keys, None)
-        return cls(places.clamp_(max=cache.num_tokens - 1), additive(visible, cache.keys[0]))
+        return cls(places.clamp_(max=cache.num_tokens - 1), additive(visible, cache.attention(0)[1].keys))
 
     def attend(self, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:
         own_keys, own_values = (kept[:, self.places].transpose(0, 1) for kept in (keys, values))
@@ -230,7 +230,7 @@ class CompiledRunner(ModelRunner):
         self._max_rows = max_rows
         self._compile = compile_function
         self._flex = model.device.type == "cuda" if flex is None else flex
-        window = self.cache.specs[0].window
+        window = self.cache.attention(0)[0].window
         self._window = None if window is None or window >= self._spare else window
         self._frequencies = inverse_frequencies(model.config.decoder, model.device)
         self._steps: dict[Variant, _Step] = {}
@@ -321,8 +321,9 @@ class CompiledRunner(ModelRunner):
             attention = FlexAttention.of(self.cache, first, last)
         else:
             attention = GatheredAttention.of(self.cache, first, last, variant.num_keys)
-        for layer, keys, values in zip(decoder.layers, self.cache.keys, self.cache.values, strict=True):
-            hidden = run_layer(layer, hidden, rotary, variant.names, weights, keys, values, last, attention)
+        for number, layer in enumerate(decoder.layers):
+            _, kept = self.cache.attention(number)
+            hidden = run_layer(layer, hidden, rotary, variant.names, weights, kept.keys, kept.values, last, attention)
         return decoder.logits(decoder.norm(hidden)[:, 0])
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from phi4mm.model.decoder import KeyValueSpec
+from phi4mm.model.cache import KeyValueCache, KeyValueSpec, LayerSpec
 
 BLOCK = 64  # tokens; extents are whole blocks
 _ALIGNED = 8  # blocks up to which an extent is a power of two, and lies at a multiple of its size
@@ -106,40 +103,39 @@ class Arena:
 
 
 class KVCache:
-    """Keys and values of every layer, [key/value heads, tokens, head] each, written in place.
+    """The memory of all layers for the places of the arena.
 
     Args:
-        specs: what each layer keeps of a token.
+        specs: what each layer keeps of a row.
         num_tokens: of all rows together.
         device, dtype: of the model.
+
+    Attributes:
+        layers: each layer's own cache.
+        is_divisible: whether rows can share a beginning.
     """
 
     def __init__(
-        self, specs: Sequence[KeyValueSpec], num_tokens: int, *, device: torch.device, dtype: torch.dtype
+        self, specs: Sequence[LayerSpec], num_tokens: int, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.specs = tuple(specs)
         self.num_tokens = num_tokens
+        self.layers = [spec.make_cache(num_tokens, device=device, dtype=dtype) for spec in specs]
+        self.is_divisible = all(layer.is_divisible for layer in self.layers)
 
-        def zeros(spec: KeyValueSpec) -> Tensor:
-            return _zeros((spec.num_kv_heads, num_tokens, spec.head_size), device, dtype)
-
-        self.keys = [zeros(spec) for spec in self.specs]
-        self.values = [zeros(spec) for spec in self.specs]
+    def attention(self, layer: int) -> tuple[KeyValueSpec, KeyValueCache]:
+        """What an attention layer keeps, and its keys and values."""
+        spec, cache = self.specs[layer], self.layers[layer]
+        assert isinstance(spec, KeyValueSpec)
+        assert isinstance(cache, KeyValueCache)
+        return spec, cache
 
     @staticmethod
-    def token_bytes(specs: Sequence[KeyValueSpec], dtype: torch.dtype) -> int:
+    def token_bytes(specs: Sequence[LayerSpec], dtype: torch.dtype) -> int:
         """Bytes that a token takes in all layers."""
-        return sum(2 * spec.num_kv_heads * spec.head_size * dtype.itemsize for spec in specs)
+        return sum(spec.token_bytes(dtype) for spec in specs)
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy ``num_tokens`` from the places at ``source`` to those at ``target``, which do not overlap."""
-        for tensors in (self.keys, self.values):
-            for tensor in tensors:
-                tensor[:, target : target + num_tokens] = tensor[:, source : source + num_tokens]
-
-
-def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros, because 0 times what memory happens to hold may be NaN. On the CPU they take memory once written to."""
-    if device.type != "cpu":
-        return torch.zeros(shape, device=device, dtype=dtype)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+        """Copy what is kept of a row of ``num_tokens`` from the extent at ``source`` to that at ``target``."""
+        for layer in self.layers:
+            layer.copy(source, target, num_tokens)

@@ -9,7 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from phi4mm.engine.prefix_cache import Entry, Key, Root, chain
-from phi4mm.engine.sampler import Choice, RowSampler
+from phi4mm.engine.row_sampler import RowSampler
+from phi4mm.engine.sampler import Choice
 from phi4mm.model.media import MediaItem
 from phi4mm.types import Route, SamplingParams
 

@@ -67,6 +67,7 @@ class Runner(Protocol):
     vocab_size: int
     max_positions: int
     original_max_positions: int  # rows that are longer take the long rope factors
+    shares_prefixes: bool  # whether what is kept of a row's first tokens may be copied to another row
 
     def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
         """Compute chunks of prompts, in order of their adapters; the logits after each final one
@@ -110,6 +111,7 @@ class ModelRunner:
         has_long = bool(config.long_factor) and config.long_factor != config.short_factor
         self.original_max_positions = config.original_max_positions if has_long else config.max_positions
         self.cache = KVCache(model.decoder.cache_specs(), num_tokens, device=model.device, dtype=model.dtype)
+        self.shares_prefixes = self.cache.is_divisible
 
     def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
         model, device = self.model, self.model.device
@@ -140,7 +142,7 @@ class ModelRunner:
     def decode(self, tokens: Sequence[Token]) -> Tensor:
         model, device = self.model, self.model.device
         padding = self._padding(len(tokens))
-        filled = [*tokens, *tokens[-1:] * padding]
+        filled = [*tokens, *[tokens[-1]] * padding]
         token_ids = torch.tensor([token.token_id for token in filled], device=device)
         embeddings = model.decoder.embed_tokens(token_ids[:, None])
         extents, positions = [token.extent for token in tokens], [token.position for token in tokens]

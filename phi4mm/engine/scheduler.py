@@ -30,16 +30,18 @@ class Scheduler:
     Args:
         options: the bounds.
         num_tokens: that the cache holds.
-        copy: copies keys and values from one extent to another.
+        copy: copies what is kept of a row from one extent to another.
+        shares_prefixes: whether what is kept of a row's first tokens may be copied to another row.
 
     Attributes:
         waiting: rows without a place, the oldest first.
         running: rows with one, in the order in which they got it.
     """
 
-    def __init__(self, options: EngineOptions, num_tokens: int, copy: Copy) -> None:
+    def __init__(self, options: EngineOptions, num_tokens: int, copy: Copy, *, shares_prefixes: bool = True) -> None:
         self._options = options
         self._copy = copy
+        self._shares_prefixes = shares_prefixes
         plenty = num_tokens >= 2 * _LEAST * options.max_rows
         self.arena = Arena(num_tokens, _LEAST if plenty else BLOCK)
         self.prefixes = PrefixCache()
@@ -176,11 +178,15 @@ class Scheduler:
         return list(islice(allowed, self._options.max_rows))
 
     def _find(self, row: Row) -> tuple[Entry | None, int]:
+        if not self._shares_prefixes:
+            return None, 0
         # The last token is computed in any case: its logits are wanted.
         return self.prefixes.find(row.root, row.keys, row.hashes, len(row.keys) - 1)
 
     def _shares_with_running(self, row: Row) -> bool:
         """Whether a row is just computing a longer beginning of this one than is in the cache."""
+        if not self._shares_prefixes:
+            return False
         count = 0
         for value in row.hashes:
             planned = self._planned.get(value)
@@ -270,7 +276,7 @@ class Scheduler:
         """Keep what an ended row computed for later ones, as far as there is room for that."""
         entry, row.entry = row.entry, None
         assert entry is not None
-        if entry.num_tokens < PREFIX_BLOCK:
+        if entry.num_tokens < PREFIX_BLOCK or not self._shares_prefixes:
             self._release(entry)
             return
         entry.extent = self.arena.shrink(entry.extent, entry.num_tokens)

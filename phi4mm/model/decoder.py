@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phi4mm.model.cache import KeyValueSpec
 from phi4mm.model.config import DecoderConfig
 from phi4mm.model.lora import LoRALinear, RowAdapters
 from phi4mm.model.rope import rotary_tables, rotate
@@ -24,21 +25,6 @@ class CachedAttention(Protocol):
         """Rotated [rows, heads, tokens, head] and [rows, key/value heads, tokens, head] -> the shape of ``query``,
         which in the last layer holds only those rows whose result is wanted, if not all are."""
         ...
-
-
-@dataclass(frozen=True)
-class KeyValueSpec:
-    """What an attention layer keeps of a row: keys and values of its tokens.
-
-    Attributes:
-        num_kv_heads: key/value heads.
-        head_size: of each.
-        window: how many tokens back a token sees, itself included; ``None`` for all.
-    """
-
-    num_kv_heads: int
-    head_size: int
-    window: int | None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -73,9 +75,17 @@ class MockRunner:
         fault: called before each call with what it is; may raise.
     """
 
-    def __init__(self, num_tokens: int, *, original_max_positions: int = 10**6, max_positions: int = 10**6) -> None:
+    def __init__(
+        self,
+        num_tokens: int,
+        *,
+        original_max_positions: int = 10**6,
+        max_positions: int = 10**6,
+        shares_prefixes: bool = True,
+    ) -> None:
         self.num_tokens = num_tokens
         self.vocab_size = VOCABULARY
+        self.shares_prefixes = shares_prefixes
         self.original_max_positions = original_max_positions
         self.max_positions = max_positions
         self.places: list[tuple[float, bool, tuple[str, ...]] | None] = [None] * num_tokens
@@ -186,9 +196,55 @@ class Collector:
         return self.reason is not None or self.error is not None
 
 
+class Later(Executor):
+    """Runs what is submitted when its result is asked for, or once it was asked ``polls`` times whether it is done: a
+    thread beside the engine's, whose timing a test determines."""
+
+    def __init__(self, polls: int) -> None:
+        self.polls = polls
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return _LaterFuture(lambda: fn(*args, **kwargs), self.polls)
+
+
+class _LaterFuture(Future[Any]):
+    def __init__(self, function: Callable[[], Any], polls: int) -> None:
+        super().__init__()
+        self.function: Callable[[], Any] | None = function
+        self.polls = polls
+
+    def done(self) -> bool:
+        self.polls -= 1
+        if self.polls <= 0:
+            self._run()
+        return super().done()
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._run()
+        return super().result(timeout)
+
+    def _run(self) -> None:
+        function, self.function = self.function, None
+        if function is not None:
+            try:
+                self.set_result(function())
+            except Exception as error:
+                self.set_exception(error)
+
+
 def make_core(
-    num_tokens: int = 1 << 14, original_max_positions: int = 10**6, max_positions: int = 10**6, **options: int
+    num_tokens: int = 1 << 14,
+    original_max_positions: int = 10**6,
+    max_positions: int = 10**6,
+    shares_prefixes: bool = True,
+    executor: Executor | None = None,
+    **options: int,
 ) -> tuple[Core, MockRunner, MockEncoder]:
-    runner = MockRunner(num_tokens, original_max_positions=original_max_positions, max_positions=max_positions)
+    runner = MockRunner(
+        num_tokens,
+        original_max_positions=original_max_positions,
+        max_positions=max_positions,
+        shares_prefixes=shares_prefixes,
+    )
     encoder = MockEncoder()
-    return Core(runner, encoder, EngineOptions(**options)), runner, encoder  # type: ignore[arg-type]
+    return Core(runner, encoder, EngineOptions(**options), executor), runner, encoder  # type: ignore[arg-type]

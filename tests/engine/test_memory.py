@@ -13,8 +13,8 @@ from phi4mm import Phi4MM, PromptError
 from phi4mm.engine.kv_cache import KVCache
 from phi4mm.engine.options import EngineOptions
 from phi4mm.inputs.processor import Row
+from phi4mm.model.cache import KeyValueSpec
 from phi4mm.model.config import DecoderConfig
-from phi4mm.model.decoder import KeyValueSpec
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Route
 from tests.conftest import TINY
@@ -78,10 +78,11 @@ def test_a_cache_takes_memory_where_it_is_written() -> None:
     before = resident()
     spec = KeyValueSpec(num_kv_heads=2, head_size=32, window=None)
     cache = KVCache([spec], 1 << 22, device=torch.device("cpu"), dtype=torch.float32)
-    cache.keys[0][:, 3000:4000] = 1.0
+    _, kept = cache.attention(0)
+    kept.keys[:, 3000:4000] = 1.0
     cache.copy(3000, 5000, 1000)
-    assert bool((cache.keys[0][:, 5000:6000] == 1.0).all())
-    assert cache.keys[0].nbytes + cache.values[0].nbytes >= 2 << 30
+    assert bool((kept.keys[:, 5000:6000] == 1.0).all())
+    assert kept.keys.nbytes + kept.values.nbytes >= 2 << 30
     assert resident() - before < 100 * MIB
 
 

@@ -23,7 +23,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from phi4mm.engine.sampler import Choice, RowSampler, choose
+from phi4mm.engine.row_sampler import RowSampler
+from phi4mm.engine.sampler import Choice, choose
 from phi4mm.errors import Phi4MMError, PromptError
 from phi4mm.types import SamplingParams
 
@@ -328,7 +329,8 @@ def test_a_row_is_the_same_alone_and_in_any_batch(vocab_size: int, kinds: list[i
 
 ON_THE_DEVICE = """
 import torch
-from phi4mm.engine.sampler import RowSampler, choose
+from phi4mm.engine.row_sampler import RowSampler
+from phi4mm.engine.sampler import choose
 from phi4mm.types import SamplingParams
 from tests.engine.test_sampler import PARAMS
 from tests.second_device import install

@@ -12,10 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi4mm.engine.core import Core, EngineError
-from phi4mm.engine.kv_cache import BLOCK, Arena, Extent, capacity_for
+from phi4mm.engine.kv_cache import BLOCK
 from phi4mm.engine.row import Group, Row
 from phi4mm.errors import PromptError
-from tests.engine.mock_runner import MEDIUM, Collector, alone, make_core, make_prompt, medium
+from tests.engine.mock_runner import (
+    MEDIUM,
+    Collector,
+    Later,
+    MockEncoder,
+    MockRunner,
+    alone,
+    make_core,
+    make_prompt,
+    medium,
+)
 
 BEGINNINGS = ((), (1, 2, 3, 4) * 9, (5, 6) * 30, (5, 6) * 30 + (7,) * 20)  # that rows may share
 
@@ -77,6 +87,8 @@ def prompt_of(visit: Visit, released: list[int] | None = None):  # type: ignore[
     st.integers(2, 12),
     st.integers(20, 160),
     st.sampled_from([1, 64]),
+    st.none() | st.integers(1, 6),
+    st.booleans(),
 )
 @settings(max_examples=1000, deadline=None)
 def test_random_schedules(
@@ -87,14 +99,10 @@ def test_random_schedules(
     blocks: int,
     original: int,
     look_ahead: int,
+    polls: int | None,
+    shares_prefixes: bool,
 ) -> None:
-    with patch("phi4mm.engine.scheduler._LOOK_AHEAD", look_ahead):  # with 1, rows often have to grow
-        run_schedule(visits, faults, max_rows, prefill_tokens, blocks, original)
-
-
-def run_schedule(
-    visits: list[Visit], faults: dict[int, str], max_rows: int, prefill_tokens: int, blocks: int, original: int
-) -> None:
+    """With ``polls``, media are encoded beside the decoder, which asks so often whether a piece of work is done."""
     core, runner, encoder = make_core(
         blocks * BLOCK,
         original_max_positions=original,
@@ -102,7 +110,23 @@ def run_schedule(
         max_rows=max_rows,
         prefill_tokens=prefill_tokens,
         encoder_bytes=200,
+        shares_prefixes=shares_prefixes,
+        executor=None if polls is None else Later(polls),
     )
+    with patch("phi4mm.engine.scheduler._LOOK_AHEAD", look_ahead):  # with 1, rows often have to grow
+        run_schedule(core, runner, encoder, visits, faults, original, limit=1 if polls is None else 2)
+
+
+def run_schedule(
+    core: Core,
+    runner: MockRunner,
+    encoder: MockEncoder,
+    visits: list[Visit],
+    faults: dict[int, str],
+    original: int,
+    *,
+    limit: int,
+) -> None:
     num_calls = 0
 
     def fault(kind: str) -> None:
@@ -112,8 +136,8 @@ def run_schedule(
             raise MemoryError(kind) if faults[num_calls] == "memory" else RuntimeError(kind)
 
     runner.fault = encoder.fault = fault
-    most = min(200, blocks * BLOCK)
-    group = Group(1)
+    max_rows, most = core.max_rows, core.most_tokens
+    group = Group(limit)
     coming = sorted(visits, key=lambda visit: visit.arrival)
     rows: dict[int, tuple[Visit, Collector, Row]] = {}
     held: list[int] = []
@@ -136,7 +160,7 @@ def run_schedule(
         core.step()
         time += 1
         assert time < 5000
-        assert group.num_running <= 1
+        assert group.num_running <= limit
         assert len(core.scheduler.running) <= max_rows
         for visit, sink, row in rows.values():
             if visit.cancel_after and not visit.stops_itself and len(sink.tokens) >= visit.cancel_after:
@@ -383,35 +407,6 @@ def test_nothing_is_left_of_two_thousand_rows() -> None:
     run(core)
     gc.collect()
     assert not any(type(kept) is Row for kept in gc.get_objects())
-
-
-@given(st.lists(st.tuples(st.integers(1, 700), st.integers(0, 9)), max_size=60))
-def test_extents_never_overlap(requests: list[tuple[int, int]]) -> None:
-    arena = Arena(40 * BLOCK)
-    extents: list[Extent] = []
-    for size, what in requests:
-        if what < 4 and extents:
-            arena.release(extents.pop(what % len(extents)))
-        elif what < 6 and extents:
-            grown = arena.extend(extents[0], extents[0].capacity + size)
-            extents[0] = grown or extents[0]
-        elif what < 7 and extents:
-            extents[0] = arena.shrink(extents[0], size)
-        elif (extent := arena.allocate(size)) is not None:
-            assert size <= extent.capacity <= max(capacity_for(size), size + BLOCK)
-            extents.append(extent)
-        places = [place for extent in extents for place in range(extent.start, extent.start + extent.capacity, BLOCK)]
-        assert len(places) == len(set(places)) == arena.num_used // BLOCK
-        assert all(place < arena.num_tokens for place in places)
-    for extent in extents:
-        arena.release(extent)
-    assert arena.allocate(40 * BLOCK) == Extent(0, 40 * BLOCK)
-
-
-@given(st.integers(1, 10**6))
-def test_extents_are_little_larger_than_rows(num_tokens: int) -> None:
-    capacity = capacity_for(num_tokens)
-    assert num_tokens <= capacity <= max(1.25 * num_tokens + BLOCK, min(2 * num_tokens, 8 * BLOCK), BLOCK)
 
 
 def _once(kind: str, error: Exception):  # type: ignore[no-untyped-def]

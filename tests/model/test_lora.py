@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from phi4mm.errors import AdapterError, PromptError
 from phi4mm.model.batch import Batch, ImageBatch
+from phi4mm.model.cache import KeyValueSpec
 from phi4mm.model.config import AdapterConfig
-from phi4mm.model.decoder import Decoder, KeyValueSpec, Wanted
+from phi4mm.model.decoder import Decoder, Wanted
 from phi4mm.model.lora import (
     AdapterUse,
     LoRA,
