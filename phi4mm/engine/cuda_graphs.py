@@ -25,7 +25,7 @@ from phi4mm.engine.runner import ModelRunner, Token
 from phi4mm.model.decoder import visible_keys
 from phi4mm.model.lora import AdapterUse, LoRALinear, RowAdapters
 from phi4mm.model.phi4mm import Phi4MMModel
-from phi4mm.model.rope import inverse_frequencies, rotary_tables
+from phi4mm.model.rope import rotary_tables
 
 LayerStep = Callable[..., Tensor]  # layer_step, or a compiled one
 CompileFunction = Callable[[LayerStep], LayerStep]
@@ -232,7 +232,6 @@ class CompiledRunner(ModelRunner):
         self._flex = model.device.type == "cuda" if flex is None else flex
         window = self.cache.attention(0)[0].window
         self._window = None if window is None or window >= self._spare else window
-        self._frequencies = inverse_frequencies(model.config.decoder, model.device)
         self._steps: dict[Variant, _Step] = {}
         self._pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
 

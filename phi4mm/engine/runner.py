@@ -15,6 +15,7 @@ from phi4mm.engine.kv_cache import Extent, KVCache
 from phi4mm.model.decoder import Wanted
 from phi4mm.model.lora import row_adapters
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.model.rope import inverse_frequencies
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class ModelRunner:
         self.original_max_positions = config.original_max_positions if has_long else config.max_positions
         self.cache = KVCache(model.decoder.cache_specs(), num_tokens, device=model.device, dtype=model.dtype)
         self.shares_prefixes = self.cache.is_divisible
+        self._frequencies = inverse_frequencies(config, model.device)
 
     def prefill(self, chunks: Sequence[Chunk]) -> Tensor:
         model, device = self.model, self.model.device
@@ -135,6 +137,7 @@ class ModelRunner:
             torch.tensor([chunk.long for chunk in chunks]).repeat_interleave(torch.tensor(counts)).to(device),
             adapters=row_adapters([chunk.adapters for chunk in chunks], counts, device=device),
             cache=PaddedAttention(attention, len(token_ids), padding) if padding else attention,
+            frequencies=self._frequencies,
             wanted=wanted,
         )
         return model.decoder.logits(hidden[:, 0])
@@ -153,6 +156,7 @@ class ModelRunner:
             torch.tensor([token.long for token in filled], device=device),
             adapters=row_adapters([token.adapters for token in filled], device=device),
             cache=PaddedAttention(attention, len(tokens), padding) if padding else attention,
+            frequencies=self._frequencies,
         )
         return model.decoder.logits(hidden[: len(tokens), 0])
 

@@ -66,8 +66,8 @@ class Attention(nn.Module):
         wanted: Wanted | None,
     ) -> Tensor:
         qkv = self.qkv_proj(hidden, adapters).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-        query, key, value = qkv.split(self.heads, dim=1)
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        rotated, value = qkv.split((self.heads[0] + self.heads[1], self.heads[2]), dim=1)
+        query, key = rotate(rotated, *rotary).split(self.heads[:2], dim=1)
         if wanted is not None:
             query, adapters = query[wanted.rows], wanted.adapters
         if cache is not None:
