@@ -275,7 +275,7 @@ class Phi4MM:
         hotwords: Sequence[str] = (),
         **options: Unpack[TranscribeOptions],
     ) -> Transcript:
-        """What is said in audio of any length: speech is found, cut at silences and decoded piece by piece.
+        """Transcribe audio of any length: speech is found, cut at silences and decoded piece by piece.
 
         Args:
             audio: a path, bytes, an open binary file, or ``(samples, sampling_rate)`` with samples in [-1, 1].
@@ -322,7 +322,7 @@ class Phi4MM:
         batch_size: int = 16,
         **options: Unpack[DecodingOptions],
     ) -> list[Transcript]:
-        """What is said in many clips, each transcribed whole: no search for speech, nothing decoded twice.
+        """Transcribe many clips, each whole: no search for speech, nothing decoded twice.
 
         For clips of up to ``config.front_end.max_seconds``, as corpora have them; arguments as ``transcribe``.
 

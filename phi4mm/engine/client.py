@@ -206,7 +206,7 @@ def make_handle(n: int) -> Handle:
 
 
 def result_of(handle: Handle) -> Result:
-    """A handle's reply, or its error where that tells of this request alone.
+    """A handle's reply, or its error where that concerns this request alone.
 
     Raises:
         ClosedError: the engine was closed.

@@ -25,7 +25,7 @@ _ROWS_A_TOKEN = 16  # prompt tokens computed between two decode steps for each r
 
 
 class EngineError(Phi4MMError):
-    """The computation of a row failed; ``__cause__`` tells why."""
+    """The computation of a row failed; ``__cause__`` is the reason."""
 
 
 class Core:

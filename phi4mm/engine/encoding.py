@@ -158,7 +158,7 @@ class Encoding:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception tells that memory ran out, on a GPU or on the CPU."""
+    """Whether an exception means that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "not enough memory" in str(error)

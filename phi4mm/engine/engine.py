@@ -200,7 +200,7 @@ class Engine:
 
 
 class _Refusable:
-    """A command, and whom to tell that it will not be carried out."""
+    """A command, and what is called if it will not be carried out."""
 
     def __init__(self, command: Callable[[Core], None], refused: Callable[[ClosedError], None]) -> None:
         self.command = command

@@ -43,7 +43,7 @@ class Intake:
         return self._held_bytes
 
     def submit(self, job: Callable[[], int], refused: Callable[[], None]) -> None:
-        """Read a request when it is its turn, or tell that it will not be, as this was closed. The job returns the
+        """Read a request when it is its turn, or report that it will not be, as this was closed. The job returns the
         bytes that it holds until ``release``; it must not raise."""
         with self._changed:
             closed = self._closed

@@ -90,7 +90,7 @@ class Row:
     Attributes:
         index: in order of arrival.
         token_ids: prompt and generated tokens.
-        keys: what tells each token from others in the prefix cache.
+        keys: identify each token in the prefix cache.
         num_prompt: tokens of the prompt.
         long: whether it takes the long rope factors.
         num_new: how many tokens were generated.
