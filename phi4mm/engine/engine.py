@@ -27,7 +27,7 @@ class Ticket:
 
     Attributes:
         prompt: until the row is made.
-        sink: told what becomes of it.
+        sink: receives its tokens, its end or its error.
         group: its call's.
     """
 
@@ -60,7 +60,7 @@ class Engine:
         self._num_threads = 1
 
     def submit(self, ticket: Ticket) -> None:
-        """Queue a row; what becomes of it is told to its sink, in the engine's thread.
+        """Queue a row; its sink receives its tokens, its end or its error, in the engine's thread.
 
         Raises:
             ClosedError: the engine is closed.

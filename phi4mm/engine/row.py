@@ -26,7 +26,7 @@ class Prompt:
         stop_token_ids: tokens that end the row, those of the checkpoint included.
         media: in the order of their tokens.
         choice: which of the replies to one request it is, counted from 0.
-        released: told how many bytes of features were dropped, once those of a medium are encoded.
+        released: called with the number of bytes of features that were dropped, once a medium is encoded.
     """
 
     token_ids: Sequence[int]
@@ -56,7 +56,7 @@ class Group:
 
 
 class Sink(Protocol):
-    """Who is told what becomes of a row, in the engine's thread. An exception that it raises ends the row."""
+    """Receives the tokens of a row, in the engine's thread. An exception that it raises ends the row."""
 
     def push(self, choice: Choice, finish_reason: str | None, num_cached: int) -> bool:
         """The row's next token, why it ended, if it did, and how many tokens of its prompt were in the cache; returns
