@@ -38,7 +38,7 @@ from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
-from phi4mm.validate import check_known, check_whole
+from phi4mm.validate import check_known, check_sequence, check_whole
 
 _Result = TypeVar("_Result")
 
@@ -242,12 +242,17 @@ class Phi4MM:
             ClosedError: the model is or was closed.
         """
         check_whole("batch_size", batch_size, 1)
+        check_sequence("requests", requests, "requests")
+        made = [_made(request) for request in requests]
 
-        def read(request: Request | Mapping[str, Any]) -> tuple[Request, Row]:
-            made = Request.of(request)
-            return made, self.processor.row(made)
+        def read(request: Request | Phi4MMError) -> tuple[Request, Row]:
+            if isinstance(request, Phi4MMError):
+                raise request
+            return request, self.processor.row(request)
 
-        return _all_or_errors(self._client.results([partial(read, one) for one in requests], batch_size=batch_size))
+        choices = [1 if isinstance(one, Phi4MMError) else one.sampling.n for one in made]
+        reads = [partial(read, one) for one in made]
+        return _all_or_errors(self._client.results(reads, batch_size=batch_size, choices=choices))
 
     def stream(self, text: str = "", **options: Unpack[RequestOptions]) -> Iterator[str]:
         """Answer one request piece by piece; the pieces together are ``chat``'s text. Arguments as ``chat``.
@@ -358,6 +363,14 @@ def cancelled_if_interrupted(handle: Handle) -> Iterator[None]:
     except BaseException:
         handle.cancel()
         raise
+
+
+def _made(request: Request | Mapping[str, Any]) -> Request | Phi4MMError:
+    """A request, or what is wrong with its options."""
+    try:
+        return Request.of(request)
+    except Phi4MMError as error:
+        return error
 
 
 def _transcript(reply: Reply, duration: float) -> Transcript:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from phi4mm import BatchError, Phi4MM
+from phi4mm import BatchError, Phi4MM, PromptError
 from phi4mm.engine.core import EngineError
 from phi4mm.engine.encoders import Encoders
 from phi4mm.engine.runner import ModelRunner
@@ -84,3 +85,26 @@ def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(tiny: Phi4MM, monkey
     errors = [handle.exception(20) for handle in handles]
     assert any(error is not None and "the engine failed (RuntimeError: a bug)" in str(error) for error in errors)
     assert tiny.chat_batch(REQUESTS) == expected
+
+
+def test_a_processor_that_waits_for_the_model_or_exits_ends_its_row_alone(tiny: Phi4MM) -> None:
+    def waits(token_ids: Sequence[int], logits: Any) -> Any:
+        tiny.chat("x")
+
+    def exits(token_ids: Sequence[int], logits: Any) -> Any:
+        raise SystemExit(3)
+
+    for processor, expected in ((waits, "must not wait"), (exits, "SystemExit")):
+        with pytest.raises(PromptError, match=expected):
+            tiny.chat("Hi", processors=[processor])
+        assert tiny.chat("Hi", max_new_tokens=2).usage.new_tokens == 2
+
+
+def test_every_request_of_a_batch_has_its_own_number_of_replies(tiny: Phi4MM) -> None:
+    request = {"text": "Hi", "temperature": 1.0, "seed": 5, "max_new_tokens": 4}
+    alone = tiny.chat(**request, n=3)
+    assert tiny.chat_batch([request, {**request, "n": 3}])[1] == alone
+    assert len(alone.alternatives) == 2
+    for bad in (None, "abc", 5):
+        with pytest.raises(PromptError, match="requests"):
+            tiny.chat_batch(bad)  # type: ignore[arg-type]

@@ -62,6 +62,8 @@ class Adapters:
                 f"{name!r} is not a name for an adapter; expected a string that is not empty, not 'auto' and has no "
                 "'+': requests write 'auto+name' for a sum"
             )
+        if not isinstance(folder, str | os.PathLike):
+            raise AdapterError(f"folder is {folder!r:.80}; expected the path of a folder that peft wrote")
         config = read_adapter_config(Path(folder), name)
         parts = read_adapter(self._model, config, Path(folder))
         self._run(lambda: self._model.add_adapter(config, parts))

@@ -96,8 +96,11 @@ class Client:
         self._enter(handle, request, row, group, counted=False)
         return handle
 
-    def results(self, reads: Sequence[Read], *, batch_size: int) -> list[Result]:
+    def results(self, reads: Sequence[Read], *, batch_size: int, choices: Sequence[int] | None = None) -> list[Result]:
         """Each request's reply or error, in order; at most ``batch_size`` of them are decoded at a time.
+
+        Args:
+            choices: how many replies each request asks for; one each by default.
 
         If the caller is interrupted, nothing of the call goes on.
         """
@@ -105,9 +108,9 @@ class Client:
         room = threading.Semaphore(_AHEAD * batch_size)
         handles: list[Handle] = []
         try:
-            for read in reads:
+            for read, n in zip(reads, choices or [1] * len(reads), strict=True):
                 room.acquire()
-                handle = self.submit_read(read, group=group)
+                handle = self.submit_read(read, n, group)
                 handle.when_done(room.release)
                 handles.append(handle)
             return [result_of(handle) for handle in handles]

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from phi4mm.engine.core import Core, EngineError
+from phi4mm.engine.handle import ENGINE_THREAD
 from phi4mm.engine.row import Group, Prompt, Row, Sink
 from phi4mm.errors import ClosedError
 
@@ -140,7 +141,7 @@ class Engine:
                 raise closed_error(self._cause)
             if self._thread is None:
                 self._num_threads = torch.get_num_threads()
-                self._thread = threading.Thread(target=self._run, name="phi4mm-engine", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=ENGINE_THREAD, daemon=True)
                 self._thread.start()
             if refused is not None:
                 command = _Refusable(command, refused)
@@ -157,7 +158,7 @@ class Engine:
             while self._next(core):
                 try:
                     core.step()
-                except Exception as error:  # a fault of the engine itself: no row must wait for ever
+                except BaseException as error:  # a fault of the engine itself: no row must wait for ever
                     core.fail_all(lambda error=error: _fault(error))  # type: ignore[misc]
         finally:
             core.close(closed_error)
@@ -219,7 +220,7 @@ def closed_error(cause: BaseException | None = None) -> ClosedError:
     return error
 
 
-def _fault(cause: Exception) -> EngineError:
+def _fault(cause: BaseException) -> EngineError:
     error = EngineError(f"the engine failed ({type(cause).__name__}: {cause}); please report this")
     error.__cause__ = cause
     return error

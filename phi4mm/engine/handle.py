@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 
 from phi4mm.engine.answer import Answer
 from phi4mm.engine.sampler import Choice
+from phi4mm.errors import PromptError
 from phi4mm.types import Reply, Route, Usage
+
+ENGINE_THREAD = "phi4mm-engine"
 
 _NOT_READ = Reply("", (), Route(), "cancelled", 0.0, Usage(0, 0))  # of a request that was cancelled before it began
 
@@ -50,14 +54,20 @@ class Handle:
             Phi4MMError: the request is bad, its computation failed, or the model was closed.
             TimeoutError: it is not there yet; the request goes on.
         """
+        _refuse_engine_thread()
+        deadline = None if timeout is None else time.monotonic() + timeout
         reply = self._future.result(timeout)
         if not self.alternatives:
             return reply
-        return replace(reply, alternatives=tuple(handle.result(timeout) for handle in self.alternatives))
+        others = (handle.result(_left(deadline)) for handle in self.alternatives)
+        return replace(reply, alternatives=tuple(others))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The error that ``result`` would raise, or ``None``; waits for the end as it does."""
-        return self._future.exception(timeout)
+        _refuse_engine_thread()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        errors = (handle._future.exception(_left(deadline)) for handle in (self, *self.alternatives))
+        return next((error for error in errors if error is not None), None)
 
     def cancel(self) -> None:
         """End the request; its reply is what was decoded until now, with the finish reason "cancelled". Of one that
@@ -81,6 +91,7 @@ class Handle:
 
     def __iter__(self) -> Iterator[str]:
         """The pieces of the text; raises what ``result`` raises."""
+        _refuse_engine_thread()
         place = 0
         while True:
             with self._changed:
@@ -175,3 +186,14 @@ class Handle:
             self._changed.notify_all()
         for wake in wakers:
             wake()
+
+
+def _left(deadline: float | None) -> float | None:
+    """Seconds until a deadline."""
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+
+def _refuse_engine_thread() -> None:
+    """In the engine's thread, as in a logits processor, nobody may wait for the engine."""
+    if threading.current_thread().name == ENGINE_THREAD:
+        raise PromptError("a logits processor must not wait for a reply: it runs in the engine's thread")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from phi4mm.engine.row_sampler import RowSampler
-from phi4mm.errors import Phi4MMError
+from phi4mm.errors import Phi4MMError, PromptError
 from phi4mm.types import MAX_LOGPROBS
 
 BLOCK = 64  # tokens whose maximum and sum are taken together
@@ -289,6 +289,9 @@ def _edited(logits: Tensor, indices: Sequence[int], rows: Sequence[RowSampler]) 
                 logits[number] = rows[index].process(logits[number])
             except Exception as error:  # of the user's function, for the caller to hand to the row's owner
                 errors[index] = error
+            except BaseException as error:  # SystemExit and the like must not end the engine's thread
+                errors[index] = PromptError(f"processors: one of them raised {type(error).__name__}")
+                errors[index].__cause__ = error
     return logits, errors
 
 
