@@ -205,14 +205,14 @@ class PrefillAttention:
         self.last = LastTokens(cache, [chunk.extent for chunk in finals], [chunk.end - 1 for chunk in finals], like)
         window = cache.attention(0)[0].window
         offsets = torch.tensor([0, *(chunk.end - chunk.start for chunk in chunks)]).cumsum(0).tolist()
-        causal = [
+        causal = {
             index for index, chunk in enumerate(chunks) if not chunk.start and (window is None or chunk.end <= window)
-        ]
+        }
         self.calls: list[_Padded | _Masked] = []
         for group, longest in _alike([(index, chunks[index].end) for index in causal]):
             self.calls.append(_Padded([(offsets[index], chunks[index].end) for index in group], longest, device))
         for index, chunk in enumerate(chunks):
-            if index not in set(causal):
+            if index not in causal:
                 positions = torch.arange(chunk.start, chunk.end, device=device)
                 mask = additive(visible_keys(positions[None], chunk.end, window)[0, 0], like)
                 tokens = slice(offsets[index], offsets[index + 1])

@@ -70,8 +70,9 @@ class Core:
 
     @property
     def enough_waiting(self) -> bool:
-        """Whether there are rows for all places."""
-        return len(self.scheduler.waiting) >= self._options.max_rows
+        """Whether there are rows for all places, or one that is not part of a batch and so need not wait for others."""
+        waiting = self.scheduler.waiting
+        return len(waiting) >= self._options.max_rows or any(row.group.limit is None for row in waiting)
 
     @property
     def most_tokens(self) -> int:

@@ -51,11 +51,6 @@ class Arena:
         self.num_used = 0
         self._free: list[tuple[int, int]] = [(0, self.num_tokens)] if self.num_tokens else []  # start, end; sorted
 
-    @property
-    def largest(self) -> int:
-        """The most tokens that one row can have."""
-        return self.num_tokens
-
     def allocate(self, num_tokens: int) -> Extent | None:
         """An extent for so many tokens; ``None`` where no free place is large enough."""
         capacity = min(capacity_for(num_tokens, self._least), max(self.num_tokens, BLOCK))

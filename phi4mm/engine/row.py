@@ -91,7 +91,6 @@ class Row:
         index: in order of arrival.
         token_ids: prompt and generated tokens.
         keys: identify each token in the prefix cache.
-        num_prompt: tokens of the prompt.
         long: whether it takes the long rope factors.
         num_new: how many tokens were generated.
         num_cached: tokens of the prompt that were not computed again.
@@ -115,10 +114,6 @@ class Row:
     decoding: bool = False
     passed_over: int = 0
     _hashes: list[int] = field(default_factory=list)
-
-    @property
-    def num_prompt(self) -> int:
-        return len(self.prompt.token_ids)
 
     @property
     def root(self) -> Root:

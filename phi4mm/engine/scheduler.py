@@ -198,7 +198,7 @@ class Scheduler:
     def _place(self, row: Row, entry: Entry | None, shared: int) -> bool:
         """Give a row its extent, with the prefix that is there already; ``False`` where there is no memory."""
         wanted = len(row.token_ids) + min(row.prompt.sampling.max_new_tokens - row.num_new, _LOOK_AHEAD)
-        wanted = min(wanted, self.arena.largest)
+        wanted = min(wanted, self.arena.num_tokens)
         if entry is not None and not entry.running and shared >= entry.num_tokens:
             self.prefixes.take(entry)
             own = Entry(row.root, row.keys, entry.extent, shared)
