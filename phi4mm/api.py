@@ -20,6 +20,7 @@ from phi4mm.devices import DeviceInfo, describe
 from phi4mm.engine.client import Client
 from phi4mm.engine.core import Core
 from phi4mm.engine.encoders import Encoders
+from phi4mm.engine.engine import EngineStats
 from phi4mm.engine.handle import Handle
 from phi4mm.engine.memory import cache_tokens
 from phi4mm.engine.merge import MergedLinear, unmerge
@@ -194,11 +195,22 @@ class Phi4MM:
             raise Phi4MMError("only plain weights can be saved; load the model without quantize=, merge= and prepack=")
         return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
 
-    def submit(self, request: Request | Mapping[str, Any]) -> Handle:
+    def stats(self) -> EngineStats:
+        """How many rows run and wait, and how much of the KV cache is in use, as of the engine's last step.
+
+        Raises:
+            ClosedError: the model is closed.
+        """
+        self._client.engine.check_open()
+        return self._client.engine.stats
+
+    def submit(self, request: Request | Mapping[str, Any], row: Row | None = None) -> Handle:
         """Queue a request, from any thread or event loop.
 
         Args:
             request: a request, or a mapping with its fields.
+            row: its prompt, where ``processor.row`` has made it already, or token ids of the caller's own; by default
+                it is made in another thread.
 
         Returns:
             A handle: iterate it (``for`` or ``async for``) for the pieces of the text, call ``result()`` or ``await``
@@ -208,7 +220,8 @@ class Phi4MM:
             PromptError: an option or the prompt is bad.
             ClosedError: the model is closed.
         """
-        return self._client.submit(Request.of(request))
+        made = Request.of(request)
+        return self._client.submit(made) if row is None else self._client.submit_row(made, row)
 
     def chat(self, text: str = "", **options: Unpack[RequestOptions]) -> Reply:
         """Answer one request.

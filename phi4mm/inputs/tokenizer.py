@@ -14,6 +14,17 @@ from phi4mm.errors import CheckpointError, PromptError
 _VISIBLE = ("<|tool_call|>", "<|/tool_call|>")
 
 
+def _byte_letters() -> dict[str, int]:
+    """The letters by which byte-level BPE writes bytes (GPT-2's ``bytes_to_unicode``): printable ones of Latin-1 stand
+    for themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+
+
 class Tokenizer:
     """A byte-level BPE tokenizer whose control tokens are got by name only, never from text.
 
@@ -66,6 +77,16 @@ class Tokenizer:
                 "(a lone surrogate); remove it or decode the text as UTF-8"
             ) from error
         return list(self._text.encode(text, add_special_tokens=False).ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, which may be part of a character; of a control token, its name's."""
+        name = self._control_names.get(token_id)
+        if name is not None:
+            return name.encode()
+        text = self._text.id_to_token(token_id) or ""
+        if set(text) <= _BYTES.keys():
+            return bytes(_BYTES[letter] for letter in text)
+        return self._text.decode([token_id], skip_special_tokens=False).encode()
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids. Control tokens are dropped, but for those of tool calls."""
