@@ -38,7 +38,7 @@ from phi4mm.loading import load
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
-from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
+from phi4mm.types import ChatOptions, DecodingOptions, Reply, Request, Segment, Transcript
 from phi4mm.validate import check_known, check_sequence, check_whole
 
 _Result = TypeVar("_Result")
@@ -183,6 +183,11 @@ class Phi4MM:
         """Forget what was computed for earlier requests: prefixes in the KV cache and embeddings of media."""
         self._client.engine.call(Core.drop_caches)
 
+    def prepare_grammars(self) -> None:
+        """Make ready for structured output and tools now, which the first request that needs it does otherwise; it
+        takes about a second with a vocabulary of 200,000."""
+        _ = self._client.grammars.tokenizer
+
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, layout: Literal["phi4mm", "transformers"] = "phi4mm"
     ) -> Path:
@@ -223,13 +228,15 @@ class Phi4MM:
         made = Request.of(request)
         return self._client.submit(made) if row is None else self._client.submit_row(made, row)
 
-    def chat(self, text: str = "", **options: Unpack[RequestOptions]) -> Reply:
+    def chat(self, text: str = "", **options: Unpack[ChatOptions]) -> Reply:
         """Answer one request.
 
         Args:
             text: the user's text.
-            **options: any other field of ``Request`` (images, audios, system, history, tools, adapter) and of
-                ``SamplingParams`` (max_new_tokens, temperature, top_p, stop, seed, ...).
+            **options: any other field of ``Request`` (images, audios, system, history, tools, adapter, ...) and of
+                ``SamplingParams`` (max_new_tokens, temperature, top_p, stop, seed, ...); and what the text must be:
+                ``response_format`` (a Pydantic model class, a JSON schema or OpenAI's form), ``regex`` or ``grammar``
+                (see docs/structured.md).
 
         Raises:
             Phi4MMError: an input or option is bad.
@@ -267,7 +274,7 @@ class Phi4MM:
         reads = [partial(read, one) for one in made]
         return _all_or_errors(self._client.results(reads, batch_size=batch_size, choices=choices))
 
-    def stream(self, text: str = "", **options: Unpack[RequestOptions]) -> Iterator[str]:
+    def stream(self, text: str = "", **options: Unpack[ChatOptions]) -> Iterator[str]:
         """Answer one request piece by piece; the pieces together are ``chat``'s text. Arguments as ``chat``.
 
         A bad input raises here, before the first piece. Closing the iterator ends the request.

@@ -9,11 +9,13 @@ from enum import StrEnum
 from typing import Any, Protocol, TypedDict
 
 from phi4mm.errors import PromptError
-from phi4mm.validate import check_number, check_sequence, check_strings, check_whole, is_whole, wrong
+from phi4mm.output_format import OutputFormat as OutputFormat
+from phi4mm.validate import check_bool, check_number, check_sequence, check_strings, check_whole, is_whole, wrong
 
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
+_FORMATS = ("response_format", "regex", "grammar")  # ways to write ``output`` in ``Request.make``
 _SEEDS = range(-(2**63), 2**64)  # 64 bits, with a sign or without, as torch.Generator takes them
 
 
@@ -87,6 +89,8 @@ class SamplingParams:
         seed: of this row's own random numbers, so that its tokens are the same alone and in any batch; ``None`` for a
             fresh one.
         processors: called one after another on the row's logits before each choice.
+        output: what the text must be: only tokens that keep to it are chosen, and a token ends the row only where the
+            text is complete. ``max_new_tokens`` and ``stop`` may still end it before. ``None``: anything.
 
     Raises:
         PromptError: a value has the wrong type or is out of range; it names the option.
@@ -108,6 +112,7 @@ class SamplingParams:
     n: int = 1
     seed: int | None = None
     processors: Sequence[LogitsProcessor] = ()
+    output: OutputFormat | None = None
 
     def __post_init__(self) -> None:
         check_whole("max_new_tokens", self.max_new_tokens, 1)
@@ -136,6 +141,8 @@ class SamplingParams:
         for processor in self.processors:
             if not callable(processor):
                 raise wrong("processors", processor, "functions of (token_ids, logits)")
+        if not isinstance(self.output, OutputFormat | None):
+            raise wrong("output", self.output, "an OutputFormat or None")
 
     @property
     def is_greedy(self) -> bool:
@@ -154,8 +161,16 @@ class Request:
         audios: each a path, bytes, an open binary file or ``(samples, sampling_rate)``, samples in [-1, 1].
         system: the system message.
         history: earlier turns, each ``{"role": "user" | "assistant" | "tool", "content": text}``. User turns may place
-            the request's media too.
-        tools: tool definitions, each a JSON-serialisable mapping.
+            the request's media too. An assistant's may have ``tool_calls``, as ``Reply.tool_calls`` or as OpenAI has
+            them; a tool's may have the ``tool_call_id`` of the call that it answers.
+        tools: tool definitions, each ``{"name", "description", "parameters"}``, or OpenAI's ``{"type": "function",
+            "function": {...}}``; the parameters are a JSON schema or the model card's ``{name: {"description", "type",
+            "default"}}``.
+        tool_choice: whether the reply calls tools: ``"none"`` (it does not; they are left out of the prompt),
+            ``"auto"`` (as the model decides), ``"required"`` (it does), ``{"name": ...}`` (this one), or ``{"allowed":
+            [names], "mode": "auto" | "required"}`` (only these). A call names one of the tools, and its arguments fit
+            that tool's parameters.
+        parallel_tool_calls: whether there may be several calls in one reply.
         adapter: ``"auto"`` (by modality), ``None`` (the bare decoder), an adapter's name, a tuple of names whose
             updates are summed, or ``"auto+NAME"`` for one on top of the modality's own.
         sampling: how tokens are chosen and when the reply ends.
@@ -169,8 +184,10 @@ class Request:
     images: Sequence[Any] = ()
     audios: Sequence[Any] = ()
     system: str | None = None
-    history: Sequence[Mapping[str, str]] = ()
+    history: Sequence[Mapping[str, Any]] = ()
     tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] = "auto"
+    parallel_tool_calls: bool = True
     adapter: str | tuple[str, ...] | None = "auto"
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
@@ -181,6 +198,8 @@ class Request:
             check_sequence(name, getattr(self, name), f"{name}, even for a single one")
         if not isinstance(self.system, str | None):
             raise wrong("system", self.system, "a string or None")
+        _check_tool_choice(self.tool_choice, has_tools=bool(self.tools))
+        check_bool("parallel_tool_calls", self.parallel_tool_calls)
         names = self.adapter if isinstance(self.adapter, tuple) else ()
         if not isinstance(self.adapter, str | tuple | None) or not all(isinstance(name, str) for name in names):
             raise wrong("adapter", self.adapter, "a name, a tuple of names, or None")
@@ -204,16 +223,22 @@ class Request:
 
     @classmethod
     def make(cls, /, text: str = "", **options: Any) -> Request:
-        """A request from its fields, those of ``SamplingParams`` among them or together as ``sampling``.
+        """A request from its fields, those of ``SamplingParams`` among them or together as ``sampling``; and
+        ``response_format``, ``regex`` or ``grammar`` for ``output`` (``OutputFormat.of``).
 
         Raises:
             PromptError: an option is not known, or its value is bad.
         """
         own, sampling = _names(cls), _names(SamplingParams)
-        unknown = [name for name in options if name not in own | sampling]
+        unknown = [name for name in options if name not in own | sampling | set(_FORMATS)]
         if unknown:
-            known = [field.name for field in (*fields(cls), *fields(SamplingParams))]
+            known = [*(field.name for field in (*fields(cls), *fields(SamplingParams))), *_FORMATS]
             raise PromptError(f"a request has unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+        output = OutputFormat.of(**{name: options.pop(name) for name in _FORMATS if name in options})
+        if output is not None:
+            if options.get("output") is not None:
+                raise PromptError(f"output and one of {', '.join(_FORMATS)} are both given; leave out one")
+            options["output"] = output
         chosen = {name: value for name, value in options.items() if name in sampling}
         rest = {name: value for name, value in options.items() if name in own}
         if chosen:
@@ -222,6 +247,21 @@ class Request:
                 raise wrong("sampling", base, "SamplingParams")
             rest["sampling"] = replace(base, **chosen)
         return cls(text, **rest)
+
+
+def _check_tool_choice(choice: Any, *, has_tools: bool) -> None:
+    expected = 'none, auto, required, {"name": ...} or {"allowed": [names], "mode": "auto" or "required"}'
+    if isinstance(choice, Mapping):
+        allowed = choice.get("allowed")
+        is_list = isinstance(allowed, Sequence) and not isinstance(allowed, str | bytes)
+        named = choice.keys() == {"name"} and isinstance(choice["name"], str)
+        some = choice.keys() == {"allowed", "mode"} and is_list and choice["mode"] in ("auto", "required")
+        if not named and not (some and allowed and all(isinstance(name, str) for name in allowed)):
+            raise wrong("tool_choice", choice, expected)
+    elif not isinstance(choice, str) or choice not in ("none", "auto", "required"):
+        raise wrong("tool_choice", choice, expected)
+    if not has_tools and choice not in ("none", "auto"):
+        raise wrong("tool_choice", choice, "tools to choose from, which the request does not have")
 
 
 def _names(kind: type[Request] | type[SamplingParams]) -> set[str]:
@@ -361,6 +401,7 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     seed: int | None
     processors: Sequence[LogitsProcessor]
+    output: OutputFormat | None
 
 
 class DecodingOptions(SamplingOptions, total=False):
@@ -376,5 +417,15 @@ class RequestOptions(DecodingOptions, total=False):
     images: Sequence[Any]
     audios: Sequence[Any]
     system: str | None
-    history: Sequence[Mapping[str, str]]
+    history: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
+    parallel_tool_calls: bool
+
+
+class ChatOptions(RequestOptions, total=False):
+    """``RequestOptions``, and other ways to write ``output``: see ``OutputFormat.of``."""
+
+    response_format: Any
+    regex: str | None
+    grammar: str | None

@@ -13,8 +13,9 @@ from typing import Any
 
 from phi4mm.errors import PromptError
 from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.inputs.tools import calls_json, ordered_results, shown_tools
 from phi4mm.types import Request
-from phi4mm.validate import check_choice, check_strings, check_text, wrong
+from phi4mm.validate import check_choice, check_strings, check_text
 
 _PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
 _TOOL_CALL_MARK = re.compile(r"(<\|/?tool_call\|>)")
@@ -81,44 +82,70 @@ def render(request: Request, tokenizer: Tokenizer) -> list[Piece]:
         PromptError: a turn, a tool or a placeholder is wrong.
     """
     counts = {"image": len(request.images), "audio": len(request.audios)}
-    turns = [*(_turn(turn, number) for number, turn in enumerate(request.history, 1)), ("user", request.text)]
-    placed = [
-        MediaPlace(kind, int(number) - 1)
-        for role, content in turns
-        if role == "user"
-        for kind, number in _PLACEHOLDER.findall(content)
-        if counts[kind]
-    ]
+    turns = [_turn(turn, number) for number, turn in enumerate(ordered_results(request.history), 1)]
+    placed = _placed([*turns, _Turn("user", request.text)], counts)
     _check_places(placed, counts)
+    # After the results of tools the answer is due, unless there is something to add.
+    if request.text or len(placed) < sum(counts.values()) or not turns or turns[-1].role != "tool":
+        turns.append(_Turn("user", request.text))
 
     pieces: list[Piece] = []
-    if request.system is not None or request.tools:
+    tools = shown_tools(request)
+    if request.system is not None or tools:
         pieces += [tokenizer.control("<|system|>"), *tokenizer.encode(request.system or "")]
-        if request.tools:
-            tools = tokenizer.encode(_tools_json(request.tools))
-            pieces += [tokenizer.control("<|tool|>"), *tools, tokenizer.control("<|/tool|>")]
+        if tools:
+            shown = tokenizer.encode(json.dumps(tools, ensure_ascii=False))
+            pieces += [tokenizer.control("<|tool|>"), *shown, tokenizer.control("<|/tool|>")]
         pieces.append(tokenizer.control("<|end|>"))
 
     placed_kinds = {place.kind for place in placed}
-    for number, (role, content) in enumerate(turns):
-        pieces.append(tokenizer.control(_ROLES[role]))
+    for number, turn in enumerate(turns):
+        pieces.append(tokenizer.control(_ROLES[turn.role]))
         if number == len(turns) - 1:
             for kind in ("image", "audio"):
                 if kind not in placed_kinds:
                     pieces += [MediaPlace(kind, index) for index in range(counts[kind])]
-        pieces += _content(role, content, counts, tokenizer)
+        pieces += _content(turn.role, turn.content, counts, tokenizer)
+        if turn.calls:
+            calls = tokenizer.encode(turn.calls)
+            pieces += [tokenizer.control("<|tool_call|>"), *calls, tokenizer.control("<|/tool_call|>")]
         pieces.append(tokenizer.control("<|end|>"))
     pieces.append(tokenizer.control("<|assistant|>"))
     return pieces
 
 
-def _turn(turn: Mapping[str, str], number: int) -> tuple[str, str]:
-    role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
+@dataclass(frozen=True)
+class _Turn:
+    """A turn, and the JSON of the tool calls that end it."""
+
+    role: str
+    content: str
+    calls: str = ""
+
+
+def _turn(turn: Mapping[str, Any], number: int) -> _Turn:
+    role, content, calls = map(turn.get, ("role", "content", "tool_calls")) if isinstance(turn, Mapping) else [None] * 3
+    if role == "assistant" and calls and content is None:
+        content = ""
     if role not in _ROLES or not isinstance(content, str):
         raise PromptError(
             f'history turn {number} is {turn!r:.80}; expected {{"role": one of {", ".join(_ROLES)}, "content": text}}'
         )
-    return role, content
+    where = f"history turn {number}"
+    if calls and role != "assistant":
+        raise PromptError(f"{where}: a turn of role {role} has tool_calls; only those of the assistant may")
+    return _Turn(role, content, calls_json(calls, where) if calls else "")
+
+
+def _placed(turns: Sequence[_Turn], counts: Mapping[str, int]) -> list[MediaPlace]:
+    """The media that the users' turns place, of the kinds that the request carries."""
+    return [
+        MediaPlace(kind, int(number) - 1)
+        for turn in turns
+        if turn.role == "user"
+        for kind, number in _PLACEHOLDER.findall(turn.content)
+        if counts[kind]
+    ]
 
 
 def _check_places(placed: Sequence[MediaPlace], counts: Mapping[str, int]) -> None:
@@ -157,15 +184,6 @@ def _content(role: str, content: str, counts: Mapping[str, int], tokenizer: Toke
                 pieces.append(MediaPlace(kind, int(match[2]) - 1))
                 start = match.end()
     return pieces + list(tokenizer.encode(content[start:]))
-
-
-def _tools_json(tools: Sequence[Mapping[str, Any]]) -> str:
-    if not all(isinstance(tool, Mapping) for tool in tools):
-        raise wrong("tools", tools, "a list of mappings (name, description, parameters)")
-    try:
-        return json.dumps(list(tools), ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise PromptError(f"tools cannot be written as JSON ({error}); use plain values, lists, dicts") from error
 
 
 def parse_tool_calls(text: str) -> tuple[dict[str, Any], ...]:
