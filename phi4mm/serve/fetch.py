@@ -123,8 +123,12 @@ class Fetcher:
             raise ApiError(403, f"{param}: the URL's domain is not among those that this server allows", param=param)
         shown = f"[{name}]" if ":" in name else name
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        quoted = "".join(char if "!" <= char <= "~" else "".join(f"%{byte:02X}" for byte in char.encode()) for char in path)
-        return _Target(name, port or (443 if secure else 80), secure, shown if port is None else f"{shown}:{port}", quoted)
+        quoted = "".join(
+            char if "!" <= char <= "~" else "".join(f"%{byte:02X}" for byte in char.encode()) for char in path
+        )
+        return _Target(
+            name, port or (443 if secure else 80), secure, shown if port is None else f"{shown}:{port}", quoted
+        )
 
     async def _address(self, target: _Target, param: str) -> str:
         """One of the addresses of a host, all of which must be public."""

@@ -120,7 +120,9 @@ async def start(service: Service, ticket: Ticket, read: Callable[[], Prepared]) 
         nbytes=sum(item.nbytes for item in row.media),
     )
     service.metrics.request_read_time_seconds.observe(time.monotonic() - began)
-    job = service.thread_job(lambda: service.model.submit(prepared.request, row))  # which compiles the grammar of its output
+    job = service.thread_job(
+        lambda: service.model.submit(prepared.request, row)
+    )  # which compiles the grammar of its output
     try:
         handle = await asyncio.shield(asyncio.wrap_future(job))
     except asyncio.CancelledError:

@@ -65,4 +65,4 @@ def configure(log_format: str, level: str) -> None:
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    return text if text and not set(text) & set(" \n\r\t\"=") else json.dumps(text, ensure_ascii=False)
+    return text if text and not set(text) & set(' \n\r\t"=') else json.dumps(text, ensure_ascii=False)

@@ -109,7 +109,9 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError as error:
-                raise ApiError(408, f"the body did not arrive in {seconds:g} s", headers={"Connection": "close"}) from error
+                raise ApiError(
+                    408, f"the body did not arrive in {seconds:g} s", headers={"Connection": "close"}
+                ) from error
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > most:

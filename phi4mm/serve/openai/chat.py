@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from phi4mm.serve.errors import bad_request
 from phi4mm.serve.generation import Generation, Prepared, ended, start
-from phi4mm.serve.media import Medium, MediaReader
+from phi4mm.serve.media import MediaReader, Medium
 from phi4mm.serve.openai.messages import Conversation, Message, read_messages
 from phi4mm.serve.openai.sampling import SamplingBody, adapter_of, logprobs_of, sampling_options
 from phi4mm.serve.openai.tool_stream import CallDelta, Content, Delta, ToolStream
@@ -177,7 +177,7 @@ class _Answer:
         for index in range(count):
             first = self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
             yield event(first | ({"route": self._route} if not index else {}))
-        chunks: asyncio.Queue[dict[str, Any] | None | BaseException] = asyncio.Queue()
+        chunks: asyncio.Queue[dict[str, Any] | BaseException | None] = asyncio.Queue()
         tasks = [asyncio.ensure_future(self._stream(index, chunks)) for index in range(count)]
         try:
             left = count

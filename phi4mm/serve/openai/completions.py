@@ -77,7 +77,9 @@ def _prompts(body: CompletionBody) -> list[str | list[int]]:
         prompts = [given]
     else:
         prompts = given
-    is_good = all(isinstance(one, str) or (isinstance(one, list) and all(type(i) is int for i in one)) for one in prompts)
+    is_good = all(
+        isinstance(one, str) or (isinstance(one, list) and all(type(i) is int for i in one)) for one in prompts
+    )
     if not prompts or not all(prompts) or not is_good:
         raise bad_request("prompt: expected a text, token ids, or a list of either, none of them empty", "prompt")
     if len(prompts) > _MOST_PROMPTS:
@@ -196,7 +198,9 @@ class _Answer:
 
     def _usage(self, results: list[list[Reply]]) -> dict[str, Any]:
         usages = [usage_object(one.row, replies) for one, replies in zip(self.generations, results, strict=True)]
-        return {name: sum(one[name] for one in usages) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+        return {
+            name: sum(one[name] for one in usages) for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        }
 
     def _choice(
         self, index: int, text: str, reply: Reply | None = None, *, logprobs: tuple[TokenLogprob, ...] = ()

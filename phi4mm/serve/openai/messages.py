@@ -128,7 +128,9 @@ def _segment(part: Any, where: str) -> Segment:
         given = part.get("input_audio")
         data = given.get("data") if isinstance(given, dict) else None
         if not isinstance(data, str) or not data:
-            raise bad_request(f'{where}.input_audio: expected {{"data": base64, "format": "wav"}}', f"{where}.input_audio")
+            raise bad_request(
+                f'{where}.input_audio: expected {{"data": base64, "format": "wav"}}', f"{where}.input_audio"
+            )
         return Medium("audio", f"{where}.input_audio", data, is_url=False)
     raise bad_request(f"{where}: the type is none of text, image_url, input_audio and audio_url", f"{where}.type")
 

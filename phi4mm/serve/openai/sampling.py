@@ -50,7 +50,9 @@ class SamplingBody(BaseModel):
         return bool((self.stream_options or {}).get("include_usage"))
 
 
-def sampling_options(body: SamplingBody, limits: Limits, *, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+def sampling_options(
+    body: SamplingBody, limits: Limits, *, max_tokens: int | None, logprobs: int | None
+) -> dict[str, Any]:
     """The fields of ``SamplingParams`` that a body gives, and ``response_format``, ``regex`` or ``grammar``.
 
     Raises:

@@ -34,7 +34,9 @@ def tool_options(
             raise bad_request(f"tools[{index}]: the type is not function", f"tools[{index}].type")
         inner = tool.get("function", tool)
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
-            raise bad_request(f'tools[{index}]: expected "function": {{"name", "parameters"}}', f"tools[{index}].function")
+            raise bad_request(
+                f'tools[{index}]: expected "function": {{"name", "parameters"}}', f"tools[{index}].function"
+            )
         if not isinstance(inner.get("parameters"), Mapping | None):
             raise bad_request(f"tools[{index}]: parameters is not a JSON schema", f"tools[{index}].function.parameters")
     options: dict[str, Any] = {"tools": list(tools)}
@@ -60,7 +62,8 @@ def _choice(choice: Any) -> Any:
             if names and all(names) and mode in ("auto", "required"):
                 return {"allowed": names, "mode": mode}
     raise bad_request(
-        "tool_choice: expected none, auto, required, a function, or allowed_tools with its mode and tools", "tool_choice"
+        "tool_choice: expected none, auto, required, a function, or allowed_tools with its mode and tools",
+        "tool_choice",
     )
 
 
