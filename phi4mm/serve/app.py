@@ -14,7 +14,7 @@ from phi4mm.serve import errors
 from phi4mm.serve.auth import KeyCheck
 from phi4mm.serve.middleware import BodyLimit, RequestContext
 from phi4mm.serve.openai import chat, completions, models
-from phi4mm.serve.origins import OriginCheck
+from phi4mm.serve.origins import OriginCheck, is_local
 from phi4mm.serve.routes import adapters, health, tokenize
 from phi4mm.serve.service import Service
 
@@ -45,7 +45,6 @@ def make_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
         middleware=[  # from the outermost
-            Middleware(RequestContext, metrics=service.metrics),
             Middleware(
                 CORSMiddleware,
                 allow_origins=security.cors_origins,
@@ -53,7 +52,8 @@ def make_app(service: Service) -> FastAPI:
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after"],
             ),
-            Middleware(OriginCheck, allowed=security.cors_origins, host=service.options.host),
+            Middleware(RequestContext, metrics=service.metrics),
+            Middleware(OriginCheck, allowed=security.cors_origins, local=is_local(service.options)),
             Middleware(KeyCheck, security=security),
             Middleware(BodyLimit, limits=service.limits),
         ],

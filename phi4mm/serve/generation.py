@@ -53,9 +53,23 @@ class Generation:
             self._seen()
             yield piece
 
+    async def begun(self, seconds: float) -> None:
+        """Wait until the answer begins, but not for long: then what is wrong can still be the response's status.
+
+        Raises:
+            Phi4MMError: it cannot be answered.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                async for _ in self.handles[0]:
+                    self._seen()
+                    break
+        except TimeoutError:
+            return
+
     async def replies(self) -> list[Reply]:
         """All replies, once they are there."""
-        async for _ in self.handles[0]:
+        async for _ in self.handles[0]:  # the first piece is timed
             self._seen()
             break
         replies = [replace(await handle, alternatives=()) for handle in self.handles]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from phi4mm.inputs.audio import load_audio
 from phi4mm.inputs.audio_file import decoded_blocks
@@ -18,6 +18,8 @@ from phi4mm.model.config import VisionConfig
 from phi4mm.serve.errors import ApiError, bad_request
 from phi4mm.serve.limits import Limits
 
+# Some of Pillow's others start programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 Samples = tuple[np.ndarray, int]
 
 
@@ -82,10 +84,12 @@ class MediaReader:
     def _check_size(self, content: bytes, param: str) -> None:
         """Before anything is decoded."""
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 width, height = image.size
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise bad_request(f"{param}: is not a picture that can be read ({type(error).__name__})", param) from error
+        except Exception as error:  # on a damaged file Pillow's decoders raise errors of any kind
+            raise bad_request(
+                f"{param}: is not a picture that can be read, expected {', '.join(_FORMATS).lower()}", param
+            ) from error
         if width * height > self._limits.max_pixels:
             raise bad_request(
                 f"{param}: {width}x{height} pixels; this server takes at most {self._limits.max_pixels} in all", param

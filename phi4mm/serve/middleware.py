@@ -9,6 +9,7 @@ import secrets
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phi4mm.serve.errors import ApiError, as_api_error
@@ -53,7 +54,7 @@ class RequestContext:
         self._metrics.http_requests_in_flight.inc()
         try:
             await self._app(scope, receive, send_with_id)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             status = CLIENT_GONE
         except Exception as error:
             shown = as_api_error(error)

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from phi4mm.serve.errors import ApiError
+from phi4mm.serve.options import ServeOptions
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -16,14 +17,16 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 class OriginCheck:
     """Refuses requests whose ``Origin`` is neither the server's own nor allowed.
 
-    Where the server listens on the machine itself alone, it also refuses names of other hosts in ``Host``: a page of a
-    name that is made to point to this machine would be of the same origin.
+    Args:
+        allowed: origins, or "*".
+        local: also refuse names of other machines in ``Host``: a page whose name is made to point to this machine would
+            be of the same origin.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Collection[str], host: str) -> None:
+    def __init__(self, app: ASGIApp, allowed: Collection[str], local: bool) -> None:
         self._app = app
         self._allowed = frozenset(allowed)
-        self._local = host in _LOOPBACK
+        self._local = local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -37,6 +40,11 @@ class OriginCheck:
             raise ApiError(403, "this page's origin is not allowed; start the server with --cors-origin", code="origin")
         if self._local and _hostname(f"//{host}") not in _LOOPBACK:
             raise ApiError(403, "the Host header names another machine; this server listens on localhost", code="host")
+
+
+def is_local(options: ServeOptions) -> bool:
+    """Whether the server listens on the machine itself alone, for everybody there."""
+    return options.host in _LOOPBACK and not options.security.api_keys
 
 
 def _same(origin: str, host: str) -> bool:

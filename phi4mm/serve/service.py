@@ -64,8 +64,11 @@ class Service:
             ValidationError: it is not what ``kind`` has.
         """
         check_json_type(request)
-        body = await request.body()
-        ticket.take(nbytes=len(body))
+        chunks = []
+        async for chunk in request.stream():
+            ticket.take(nbytes=len(chunk))
+            chunks.append(chunk)
+        body = b"".join(chunks)
         if len(body) <= _PARSED_IN_LOOP:
             return kind.model_validate_json(body)
         return await self.in_thread(lambda: kind.model_validate_json(body))

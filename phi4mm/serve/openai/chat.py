@@ -33,9 +33,9 @@ class ChatBody(SamplingBody):
     """The body of a chat request; fields that OpenAI has and that are not listed are passed over."""
 
     messages: list[Message]
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: int | None = Field(None, ge=0, le=2**31 - 1)
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
@@ -60,6 +60,7 @@ async def chat(request: HttpRequest) -> Response:
         answer = _Answer(service, body, generation)
         if not body.stream:
             return JSONResponse(answer.whole(await until_disconnect(request, generation.replies())))
+        await until_disconnect(request, generation.begun(service.options.ping_seconds))
         return EventStream(answer.events(), stack.pop_all(), ping_seconds=service.options.ping_seconds)
 
 

@@ -34,7 +34,7 @@ class CompletionBody(SamplingBody):
     """The body of a completion request."""
 
     prompt: str | list[Any]
-    logprobs: int | None = Field(None, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=2**31 - 1)
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -61,6 +61,7 @@ async def completions(request: HttpRequest) -> Response:
         answer = _Answer(service, body, prompts, generations)
         if not body.stream:
             return JSONResponse(await until_disconnect(request, answer.whole()))
+        await until_disconnect(request, generations[0].begun(service.options.ping_seconds))
         return EventStream(answer.events(), stack.pop_all(), ping_seconds=service.options.ping_seconds)
 
 

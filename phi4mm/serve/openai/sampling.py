@@ -11,6 +11,7 @@ from phi4mm.serve.errors import bad_request
 from phi4mm.serve.limits import Limits
 from phi4mm.serve.service import Service
 
+_MOST = 2**31 - 1
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -20,19 +21,19 @@ class SamplingBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
     model: str | None = Field(None, max_length=512)
-    n: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=_MOST)
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = Field(None, max_length=64)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     temperature: _Number | None = Field(None, ge=0, le=100)
     top_p: _Number | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, le=_MOST)
     min_p: _Number | None = Field(None, ge=0, le=1)
     presence_penalty: _Number | None = Field(None, ge=-2, le=2)
     frequency_penalty: _Number | None = Field(None, ge=-2, le=2)
     repetition_penalty: _Number | None = Field(None, gt=0, le=100)
     logit_bias: dict[str, _Number] | None = Field(None, max_length=1024)
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=_MOST)
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
@@ -119,7 +120,7 @@ def _output(body: SamplingBody, limits: Limits) -> dict[str, Any]:
             inner = body.response_format.get("json_schema")
             if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict | bool):
                 raise bad_request('response_format: expected json_schema: {"name", "schema"}', "response_format")
-            check_bytes("response_format", json.dumps(inner["schema"]), limits)
+            check_bytes("response_format", inner["schema"], limits)
         if kind != "text":
             given["response_format"] = body.response_format
     for name in ("regex", "grammar"):
@@ -131,8 +132,12 @@ def _output(body: SamplingBody, limits: Limits) -> dict[str, Any]:
     return given
 
 
-def check_bytes(param: str, text: str, limits: Limits) -> None:
-    """Refuse a schema or the like that is too large to be compiled."""
+def check_bytes(param: str, value: Any, limits: Limits) -> None:
+    """Refuse a schema or the like that is too large to be compiled: a text, or what JSON is made of."""
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except (ValueError, RecursionError) as error:  # whole numbers of thousands of digits
+        raise bad_request(f"{param}: cannot be written as JSON", param) from error
     if len(text.encode("utf-8", "surrogatepass")) > limits.max_schema_bytes:
         raise bad_request(f"{param}: is over this server's {limits.max_schema_bytes} bytes", param, "too_large")
 

@@ -28,7 +28,7 @@ def tool_options(
         return {}
     if len(tools) > limits.max_tools:
         raise bad_request(f"tools: {len(tools)}; this server takes at most {limits.max_tools}", "tools", "over_limit")
-    check_bytes("tools", json.dumps(tools), limits)
+    check_bytes("tools", tools, limits)
     for index, tool in enumerate(tools):
         if tool.get("type", "function") != "function":
             raise bad_request(f"tools[{index}]: the type is not function", f"tools[{index}].type")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
@@ -37,7 +39,7 @@ async def load(request: Request) -> Response:
             raise bad_request(f"{asked.lora_name!r} is the model's own name", "lora_name")
         if asked.lora_name in service.adapters.names:
             raise bad_request(f"adapter {asked.lora_name!r} is loaded already; unload it first", "lora_name")
-        await service.in_thread(lambda: service.adapters.load(asked.lora_name, asked.lora_path))
+        await asyncio.to_thread(service.adapters.load, asked.lora_name, asked.lora_path)
     return JSONResponse({"status": "loaded", "lora_name": asked.lora_name})
 
 
@@ -48,7 +50,7 @@ async def unload(request: Request) -> Response:
     with service.admission.enter() as ticket:
         asked = await service.read_json(request, UnloadRequest, ticket)
         try:
-            await service.in_thread(lambda: service.adapters.unload(asked.lora_name))
+            await asyncio.to_thread(service.adapters.unload, asked.lora_name)  # it may wait for long
         except AdapterError as error:
             raise ApiError(404, str(error), param="lora_name", code="adapter_not_found") from error
     return JSONResponse({"status": "unloaded", "lora_name": asked.lora_name})
