@@ -200,6 +200,7 @@ class Engine:
                     core.step()
                 except BaseException as error:  # a fault of the engine itself: no row must wait for ever
                     core.fail_all(lambda error=error: _fault(error))  # type: ignore[misc]
+                self.stats = EngineStats.of(core)
         finally:
             core.close(closed_error)
             self._refuse_all(None)
@@ -217,7 +218,8 @@ class Engine:
                 self._commands.clear()
             for command in commands:
                 command(core)
-            self.stats = EngineStats.of(core)
+            if commands:
+                self.stats = EngineStats.of(core)
             if not core.busy:
                 continue
             if core.scheduler.running or core.enough_waiting or not self._expecting():

@@ -27,6 +27,7 @@ class Limits:
     max_upload_bytes: int = _limit(2048 * MIB, "bytes of a body with an uploaded audio file, which goes to disk")
     body_seconds: float = _limit(120.0, "seconds in which a body must arrive")
     upload_seconds: float = _limit(1800.0, "seconds in which a body with an uploaded file must arrive")
+    max_text_bytes: int = _limit(MIB, "bytes of all text of a request, which is tokenised before it can be counted")
     max_messages: int = _limit(1000, "messages of a conversation")
     max_images: int = _limit(32, "images of a request")
     max_pixels: int = _limit(50_000_000, "pixels of an image")

@@ -202,9 +202,7 @@ def test_a_reply_is_parsed_as_a_pydantic_model(client: OpenAI, server: Running) 
         model="phi4mm", messages=QUESTION, response_format=Colour, max_tokens=200
     )
     assert isinstance(schema_reply.choices[0].message.parsed, Colour)
-    reply = client.chat.completions.create(
-        model="phi4mm", messages=QUESTION, extra_body={"regex": "(yes|no)"}
-    )
+    reply = client.chat.completions.create(model="phi4mm", messages=QUESTION, extra_body={"regex": "(yes|no)"})
     assert reply.choices[0].message.content in ("yes", "no")
     reply = client.chat.completions.create(
         model="phi4mm", messages=QUESTION, extra_body={"grammar": 'start: "a" | "b"'}

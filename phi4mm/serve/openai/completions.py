@@ -20,6 +20,7 @@ from phi4mm.inputs.processor import Row
 from phi4mm.model.router import route
 from phi4mm.serve.errors import bad_request
 from phi4mm.serve.generation import Generation, Prepared, ended, start
+from phi4mm.serve.openai.messages import check_text
 from phi4mm.serve.openai.sampling import SamplingBody, adapter_of, logprobs_of, sampling_options
 from phi4mm.serve.openai.wire import finite, new_id, route_object, usage_object
 from phi4mm.serve.service import Service, service_of
@@ -51,6 +52,7 @@ async def completions(request: HttpRequest) -> Response:
         ticket = stack.enter_context(service.admission.enter())
         body = await service.read_json(request, CompletionBody, ticket)
         prompts = _prompts(body)
+        check_text((one for one in prompts if isinstance(one, str)), service.limits, "prompt")
         ticket.take(rows=len(prompts) * body.num_replies)
         options = _options(service, body)
         generations = []

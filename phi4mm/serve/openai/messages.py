@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,6 +79,8 @@ def read_messages(messages: Sequence[Message], limits: Limits, param: str = "mes
             turn["tool_call_id"] = message.tool_call_id
         turns.append((turn, segments))
 
+    texts = [*system, *(one for _, segments in turns for one in segments if isinstance(one, str))]
+    check_text(texts, limits, param)
     media = [segment for _, segments in turns for segment in segments if isinstance(segment, Medium)]
     _check_counts(media, limits, param)
     names = _places(media, turns)
@@ -90,6 +92,17 @@ def read_messages(messages: Sequence[Message], limits: Limits, param: str = "mes
         system="\n\n".join(system) if system else None,
         media=tuple(media),
     )
+
+
+def check_text(texts: Iterable[str], limits: Limits, param: str) -> None:
+    """Refuse more text than is worth tokenising.
+
+    Raises:
+        ApiError: it is over the limit.
+    """
+    if sum(len(text.encode()) for text in texts) > limits.max_text_bytes:
+        message = f"{param}: the text is over this server's {limits.max_text_bytes} bytes"
+        raise bad_request(message, param, "context_length_exceeded")
 
 
 def _segments(message: Message, param: str) -> list[Segment]:

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from phi4mm.serve.errors import bad_request
 from phi4mm.serve.openai.chat import planned
-from phi4mm.serve.openai.messages import Message, read_messages
+from phi4mm.serve.openai.messages import Message, check_text, read_messages
 from phi4mm.serve.service import service_of
 
 router = APIRouter(tags=["tokens"])
@@ -39,6 +39,7 @@ async def tokenize(request: HttpRequest) -> Response:
             tokens = list(prepared.row.token_ids)
         elif body.prompt is not None:
             text = body.prompt
+            check_text([text], service.limits, "prompt")
             tokens = await service.in_thread(lambda: tokenizer.encode(text))
         else:
             raise bad_request("expected prompt or messages", "prompt")
