@@ -16,7 +16,7 @@ import torch
 
 from phi4mm.adapters import Adapters
 from phi4mm.checkpoint import save_checkpoint
-from phi4mm.devices import DeviceInfo, describe
+from phi4mm.devices import DeviceInfo, describe, prepare
 from phi4mm.engine.client import Client
 from phi4mm.engine.core import Core
 from phi4mm.engine.encoders import Encoders
@@ -75,6 +75,7 @@ class Phi4MM:
     ) -> None:
         self.model = model
         self.tokenizer_file = tokenizer_file
+        prepare(model.device)
         self.device_info = info or describe(model.device, model.dtype, prepacked=False, why="as the model was made")
         self.processor = Processor(model.config, Tokenizer(tokenizer_file), lambda: model.adapters)
         bounds = options or EngineOptions()
@@ -150,11 +151,11 @@ class Phi4MM:
             prepack=False if compile else prepack,
             revision=revision,
         )
-        make_runner: MakeRunner = ModelRunner
-        if compile:
-            from phi4mm.engine.cuda_graphs import CompiledRunner
+        from phi4mm.engine.cuda_graphs import fastest_runner
 
-            make_runner = partial(CompiledRunner, max_rows=bounds.max_rows)
+        make_runner = fastest_runner(
+            loaded.model.device, bounds.max_rows, compiled=compile, quantized=quantize is not None
+        )
         return cls(loaded.model, loaded.tokenizer_file, options=bounds, make_runner=make_runner, info=loaded.info)
 
     def close(self) -> None:

@@ -16,9 +16,8 @@ from phi4mm.api import Phi4MM
 from phi4mm.bench import cases
 from phi4mm.bench.gpu_report import Budget, Figure, Report, need
 from phi4mm.bench.gpu_setting import TINY, Setting, exact, requests
-from phi4mm.engine.cuda_graphs import CompiledRunner
 from phi4mm.engine.kv_cache import Extent
-from phi4mm.engine.runner import Chunk, ModelRunner, Token
+from phi4mm.engine.runner import Chunk, Token
 from phi4mm.loading import load
 from phi4mm.model.lora import LoRA
 from phi4mm.model.phi4mm import Phi4MMModel
@@ -57,7 +56,7 @@ def _check_parity(setting: Setting, report: Report) -> None:
 
 
 def check_compiled(setting: Setting, budget: Budget, report: Report) -> None:
-    """Compiled decoding, of one set of adapters and of several, equals plain decoding, in float32."""
+    """Captured and compiled decoding, of one set of adapters and of several, equal plain decoding, in float32."""
     exact(partial(_check_compiled, setting, budget, report))
 
 
@@ -67,23 +66,34 @@ def _check_compiled(setting: Setting, budget: Budget, report: Report) -> None:
         "same": [((), 5), ((), 130)],
         "mixed": [((), 5), (("speech",), 130), (("vision",), 64)],
     }
-    for name, rows in lengths.items():
-        start = time.perf_counter()
-        error = compiled_error(setting, model, rows)
-        note = f"{time.perf_counter() - start:.1f} s with compiling"
-        _add(report, "compiled", f"rows with {name} adapters: error of logits", error, error < TOLERANCE, note)
+    for how in ("captured", "compiled"):
+        for name, rows in lengths.items():
+            start = time.perf_counter()
+            error = step_error(setting, model, rows, how)
+            note = f"{time.perf_counter() - start:.1f} s, the first step included"
+            what = f"{how}, rows with {name} adapters: error of logits"
+            _add(report, "compiled", what, error, error < TOLERANCE, note)
     need(budget, 30 if setting.device.type == "cuda" else 1, "compiled decoding through the engine")
     one = [Request(f"{number}. What do you know?") for number in range(2)]
-    with setting.phi(model) as plain, setting.phi(model, compiled=True) as compiled:
-        expected, tokens = _greedy(plain, one), _greedy(compiled, one)
-    _add(report, "compiled", "rows with the tokens of plain decoding", *_equal(tokens, expected))
+    with setting.phi(model, "plain") as plain:
+        expected = _greedy(plain, one)
+    for how in ("captured", "compiled"):
+        with setting.phi(model, how) as other:
+            _add(
+                report,
+                "compiled",
+                f"{how}, rows with the tokens of plain decoding",
+                *_equal(_greedy(other, one), expected),
+            )
 
 
 @torch.inference_mode()
-def compiled_error(setting: Setting, model: Phi4MMModel, rows: Sequence[tuple[tuple[str, ...], int]]) -> float:
-    """Between the logits of compiled and plain decoding of rows with these adapters and lengths, over three steps."""
-    plain = ModelRunner(model, 1024)
-    compiled = CompiledRunner(model, 1024, max_rows=8, compile_function=setting.compile_function, flex=True)
+def step_error(
+    setting: Setting, model: Phi4MMModel, rows: Sequence[tuple[tuple[str, ...], int]], how: str = "compiled"
+) -> float:
+    """Between the logits of captured or compiled, and plain decoding of rows with these adapters and lengths, over
+    three steps."""
+    plain, compiled = (setting.runner(kind, 8)(model, 1024) for kind in ("plain", how))
     rows = sorted(rows)
     extents = [Extent(256 * number, 256) for number in range(len(rows))]
     for runner in (plain, compiled):

@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from phi4mm.engine.attention import additive
 from phi4mm.engine.kv_cache import BLOCK, KVCache
 from phi4mm.engine.merge import MergedLinear
-from phi4mm.engine.runner import ModelRunner, Token
+from phi4mm.engine.runner import MakeRunner, ModelRunner, Token
 from phi4mm.model.decoder import visible_keys
 from phi4mm.model.lora import AdapterUse, LoRALinear, RowAdapters
 from phi4mm.model.phi4mm import Phi4MMModel
@@ -32,12 +32,18 @@ CompileFunction = Callable[[LayerStep], LayerStep]
 
 _QUERY_BLOCK = 128  # of a block mask; any size over the number of heads that share a key
 _FEWEST_KEYS = 256  # that are gathered for a row
+_MOST_KEYS = 1 << 17  # that are gathered for all rows of a step: 540 MB a layer at Phi-4-mini's sizes
 _WARM_UP = 2  # runs of a step before it is captured: the first one compiles it
 
 
 def compile_step(step: LayerStep) -> LayerStep:
     """Compile with inductor."""
     return torch.compile(step, fullgraph=True, dynamic=False)
+
+
+def plain_step(step: LayerStep) -> LayerStep:
+    """Compile nothing: what is captured in a CUDA graph are PyTorch's own kernels."""
+    return step
 
 
 class StepAttention(Protocol):
@@ -203,7 +209,8 @@ class CompiledRunner(ModelRunner):
     """A ``ModelRunner`` that decodes with compiled steps.
 
     A step has a power of two of rows; those over the batch's write to a spare block of the cache, and their logits are
-    left out. On a GPU each step is captured in a CUDA graph when its variant is first needed.
+    left out. On a GPU each step is captured in a CUDA graph when its variant is first needed. Rows for which too many
+    keys would have to be gathered (a long one among many) are decoded as ``ModelRunner`` does.
 
     Args:
         model: in evaluation mode; its weights are not quantised.
@@ -242,8 +249,10 @@ class CompiledRunner(ModelRunner):
 
     def decode(self, tokens: Sequence[Token]) -> Tensor:
         """See ``Runner``. On a GPU the logits are to be read before the next call, which may overwrite them."""
-        step = self._step(self._variant(tokens), tokens)
-        return step.run()[: len(tokens)]
+        variant = self._variant(tokens)
+        if variant.num_keys is not None and variant.num_keys * variant.num_rows > _MOST_KEYS:
+            return super().decode(tokens)
+        return self._step(variant, tokens).run()[: len(tokens)]
 
     def _variant(self, tokens: Sequence[Token]) -> Variant:
         names = tuple(sorted({name for token in tokens for name in token.adapters}))
@@ -324,6 +333,22 @@ class CompiledRunner(ModelRunner):
             _, kept = self.cache.attention(number)
             hidden = run_layer(layer, hidden, rotary, variant.names, weights, kept.keys, kept.values, last, attention)
         return decoder.logits(decoder.norm(hidden)[:, 0])
+
+
+def fastest_runner(device: torch.device, max_rows: int, *, compiled: bool, quantized: bool) -> MakeRunner:
+    """What decodes a model on this device: compiled if asked for, otherwise in captured steps on a GPU.
+
+    Args:
+        device: of the model.
+        max_rows: the most rows that are decoded together.
+        compiled: whether steps are compiled.
+        quantized: whether the decoder's weights are.
+    """
+    if compiled:
+        return partial(CompiledRunner, max_rows=max_rows)
+    if device.type == "cuda" and not quantized:
+        return partial(CompiledRunner, max_rows=max_rows, compile_function=plain_step, flex=False)
+    return ModelRunner
 
 
 @cache
