@@ -24,6 +24,7 @@ from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Modality, Request, SamplingParams
 
 TOLERANCE = 1e-3  # of float32 logits: largest difference over largest magnitude
+HALF_TOLERANCE = 3e-2  # of float16 logits: norm of the difference over norm
 _NEW_TOKENS = 24
 _NUM_CLIPS = 4  # of a training step
 
@@ -73,6 +74,10 @@ def _check_compiled(setting: Setting, budget: Budget, report: Report) -> None:
             note = f"{time.perf_counter() - start:.1f} s, the first step included"
             what = f"{how}, rows with {name} adapters: error of logits"
             _add(report, "compiled", what, error, error < TOLERANCE, note)
+    for how in ("plain", "captured", "compiled"):
+        error = half_error(setting, how)
+        what = f"{how}, ragged rows in float16: error of logits, by norm"
+        _add(report, "compiled", what, error, error < HALF_TOLERANCE)
     need(budget, 30 if setting.device.type == "cuda" else 1, "compiled decoding through the engine")
     one = [Request(f"{number}. What do you know?") for number in range(2)]
     with setting.phi(model, "plain") as plain:
@@ -106,6 +111,37 @@ def step_error(
             for extent, (adapters, length) in zip(extents, rows, strict=True)
         ]
         worst = max(worst, relative_error(compiled.decode(tokens), plain.decode(tokens)))
+    return worst
+
+
+@torch.inference_mode()
+def half_error(setting: Setting, how: str) -> float:
+    """Between the logits in float16 on the device and those of the same weights in float32 on the CPU: of rows of
+    different lengths, each prefilled in two chunks, then over three decode steps."""
+    there = models()["random"].half()
+    here = copy.deepcopy(there).float()
+    runners = [setting.runner("plain", 8)(here, 1024), setting.runner(how, 8)(there.to(setting.device), 1024)]
+    lengths, adapters = [5, 130, 64, 200], ("speech",)
+    extents = [Extent(256 * number, 256) for number in (2, 0, 3, 1)]
+    worst = 0.0
+    for part in ("first", "last"):
+        chunks = []
+        for extent, length in zip(extents, lengths, strict=True):
+            start, end = (0, length // 3) if part == "first" else (length // 3, length)
+            token_ids = [7 + place % 90 for place in range(start, end)]
+            chunks.append(Chunk(extent, start, token_ids, (), adapters, False, part == "last"))
+        expected, logits = (runner.prefill(chunks).cpu().float() for runner in runners)
+        if part == "last":
+            worst = max(worst, float((logits - expected).norm() / expected.norm()))
+    for step in range(3):
+        tokens = [
+            Token(extent, 11 + step, length + step, adapters, False)
+            for extent, length in zip(extents, lengths, strict=True)
+        ]
+        expected, logits = (
+            runner.decode(sorted(tokens, key=lambda token: token.order)).cpu().float() for runner in runners
+        )
+        worst = max(worst, float((logits - expected).norm() / expected.norm()))
     return worst
 
 

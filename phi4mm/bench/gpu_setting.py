@@ -91,17 +91,12 @@ class Setting:
         """What decodes: "plain", "captured" in CUDA graphs, or "compiled" and captured."""
         if how == "plain":
             return ModelRunner
-        flex = how == "compiled"
-        return partial(
-            CompiledRunner,
-            max_rows=max_rows,
-            compile_function=self.compile_function if flex else plain_step,
-            flex=flex,
-        )
+        compile_function = self.compile_function if how == "compiled" else plain_step
+        return partial(CompiledRunner, max_rows=max_rows, compile_function=compile_function)
 
     def phi(self, model: Phi4MMModel, how: str = "captured", *, cache_tokens: int | None = None) -> Phi4MM:
         """A model with an engine of its own."""
-        options = EngineOptions(cache_tokens=cache_tokens or self.cache_tokens, max_rows=max(self.rows))
+        options = EngineOptions.on(self.device, cache_tokens=cache_tokens or self.cache_tokens, max_rows=max(self.rows))
         make_runner = self.runner(how, options.max_rows)
         return Phi4MM(model, cases.bundled_tokenizer(), options=options, make_runner=make_runner)
 
