@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from phi4mm.cli import add_model_options, exit_code, load_model, prepare_environment
 from phi4mm.errors import PromptError
-from phi4mm.types import Request
+from phi4mm.types import OutputFormat, Request
 
 PROGRAM = "phi4mm"
 
@@ -30,6 +33,9 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
     group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: 1")
     group.add_argument("--seed", type=int, metavar="N", help="for a repeatable answer at a temperature over 0")
+    group.add_argument(
+        "--json-schema", metavar="FILE|TEXT", help="answer in JSON that fits this schema, a file or the text itself"
+    )
     return parser
 
 
@@ -50,10 +56,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             temperature=options.temperature,
             top_p=options.top_p,
             seed=options.seed,
+            output=None if options.json_schema is None else OutputFormat(json_schema=_schema(options.json_schema)),
         )
     except PromptError as error:
         parser.error(str(error))
     return exit_code(PROGRAM, lambda: _answer(request, options))
+
+
+def _schema(text: str) -> Any:
+    """The JSON schema of a file or of the text itself."""
+    where = "--json-schema"
+    try:
+        if not text.lstrip().startswith("{"):
+            where = f"--json-schema {text:.80}"
+            text = Path(text).read_text(encoding="utf-8")
+        return json.loads(text)
+    except OSError as error:
+        raise PromptError(f"{where}: cannot be read ({error.strerror}); expected a file or a JSON schema") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{where}: not JSON ({error}); expected a JSON schema") from error
 
 
 def _answer(request: Request, options: argparse.Namespace) -> int:

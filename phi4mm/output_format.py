@@ -10,7 +10,7 @@ from phi4mm.errors import PromptError
 from phi4mm.validate import check_bool, check_text, wrong
 
 # Keywords of JSON schema whose values hold schemas: one, a list of them, or a mapping of names to them.
-_ONE = ("items", "additionalProperties")
+_ONE = ("items", "additionalItems", "additionalProperties")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _NAMED = ("properties", "$defs", "definitions", "patternProperties")
 
@@ -75,7 +75,11 @@ class OutputFormat:
             elif kind != "text":
                 given["json_schema"] = response_format
         elif _makes_schema(response_format):
-            given["json_schema"] = _closed(response_format.model_json_schema())
+            try:
+                given["json_schema"] = _closed(response_format.model_json_schema())
+            except Exception as error:  # Pydantic's, which is not imported here
+                reason = str(error).splitlines()[0]
+                raise PromptError(f"response_format {response_format.__name__} has no JSON schema: {reason}") from error
         elif response_format is not None:
             raise wrong("response_format", response_format, "a JSON schema or a Pydantic model class")
         given = {name: value for name, value in given.items() if value is not None}
@@ -95,18 +99,20 @@ def _makes_schema(value: Any) -> TypeGuard[type[_Model]]:
 def _closed(schema: Any) -> Any:
     """A schema whose objects have no properties but those that it names, unless it says otherwise: Pydantic leaves out
     ``additionalProperties`` as it ignores others, which a model need not write."""
+    return map_schema(schema, lambda one: {"additionalProperties": False, **one} if "properties" in one else one)
+
+
+def map_schema(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A JSON schema in which each schema that is a mapping is changed, the inner ones first."""
     if not isinstance(schema, Mapping):
         return schema
-    closed = dict(schema)
-    for key in _ONE:
-        if key in closed:
-            closed[key] = _closed(closed[key])
-    for key in _LISTS:
-        if key in closed:
-            closed[key] = [_closed(one) for one in closed[key]]
-    for key in _NAMED:
-        if key in closed:
-            closed[key] = {name: _closed(one) for name, one in closed[key].items()}
-    if "properties" in closed:
-        closed.setdefault("additionalProperties", False)
-    return closed
+    mapped = dict(schema)
+    for key, value in schema.items():
+        if key in _ONE:
+            mapped[key] = [map_schema(one, change) for one in value] if isinstance(value, list) else value
+            mapped[key] = map_schema(mapped[key], change)
+        elif key in _LISTS and isinstance(value, list):
+            mapped[key] = [map_schema(one, change) for one in value]
+        elif key in _NAMED and isinstance(value, Mapping):
+            mapped[key] = {name: map_schema(one, change) for name, one in value.items()}
+    return change(mapped)

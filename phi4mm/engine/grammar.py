@@ -2,7 +2,8 @@
 
 JSON is written as Python's ``json.dumps`` writes it, with one space after each comma and colon of its own and none
 elsewhere, in the order of the schema's properties: a model cannot go on with blanks for ever, and the tool calls that
-Phi-4-multimodal was trained on have this form.
+Phi-4-multimodal was trained on have this form. There are no ``\\uXXXX`` escapes: with them llguidance 1.9.1 takes a
+name that is spelled so for one that the schema does not have.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from phi4mm.engine.constraint import Constraint
 from phi4mm.errors import CheckpointError, Phi4MMError, PromptError
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.inputs.tools import callable_tools, must_call
+from phi4mm.output_format import map_schema
 from phi4mm.types import OutputFormat, Request
 
 if TYPE_CHECKING:
@@ -31,7 +33,15 @@ _CALL, _END_CALL = "<|tool_call|>", "<|/tool_call|>"
 _LARK = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/|(<\|[^<>\s]+\|>)')  # a control token: group 1
 # Ends the names of control tokens for llguidance, which would find them in text otherwise: no character.
 _MARK = "\U0010ffff"
-_JSON_OPTIONS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_JSON_OPTIONS = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+_CLASS = re.compile(
+    r"\\[pP](?:\{[^}]*\}|.)|\\.|\[\^?\]?", re.DOTALL
+)  # a class by name, an escape, the beginning of a class
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys: \[(.*)\]")
 
 
@@ -195,7 +205,43 @@ def _json_grammar(schema: Mapping[str, Any], name: str) -> dict[str, Any]:
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         raise PromptError(f"{name}: a schema is nested {deepest} deep; expected {MAX_DEPTH} at most")
-    return {"json_schema": json.loads(text)}
+    return {"json_schema": map_schema(json.loads(text), _without_nul)}
+
+
+def _without_nul(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose patterns do not match NUL by a class of characters. In a class that has all control characters,
+    llguidance 1.9.1 takes escaped quotation marks and backslashes for part of it even if they are not."""
+    changed = dict(schema)
+    if isinstance(schema.get("pattern"), str):
+        changed["pattern"] = pattern_without_nul(schema["pattern"])
+    if isinstance(schema.get("patternProperties"), Mapping):
+        named = schema["patternProperties"].items()
+        changed["patternProperties"] = {pattern_without_nul(name): one for name, one in named}
+    return changed
+
+
+def pattern_without_nul(pattern: str) -> str:
+    """A regular expression with ``[...]`` as ``[[...]&&[^\\x00]]``."""
+    parts, start = [], 0
+    while found := _CLASS.search(pattern, start):
+        end = found.end()
+        if pattern[found.start()] == "[":
+            end = _class_end(pattern, end)
+        text = pattern[found.start() : end]
+        is_class = text[0] == "[" or text[1] in "pP"
+        parts += [pattern[start : found.start()], f"[{text}&&[^\\x00]]" if is_class else text]
+        start = end
+    return "".join([*parts, pattern[start:]])
+
+
+def _class_end(pattern: str, start: int) -> int:
+    """Where the class ends whose content begins at ``start``; there may be others in it."""
+    depth, place = 1, start
+    while depth and place < len(pattern):
+        letter = pattern[place]
+        depth += (letter == "[") - (letter == "]")
+        place += 2 if letter == "\\" else 1
+    return min(place, len(pattern))
 
 
 def _call_rule(number: int, name: str) -> str:

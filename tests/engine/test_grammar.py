@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
+import numpy as np
 import pytest
 from pydantic import BaseModel
 
@@ -37,6 +38,18 @@ TOOLS: list[dict[str, Any]] = [
 ]
 # What fills a row with garbage that ends: strings of random bytes have a quotation mark soon.
 ANY: dict[str, Any] = {"text": "Hello", "max_new_tokens": 120, "temperature": 5.0}
+
+
+def fits(model: Phi4MM, schema: dict[str, Any], text: str) -> bool:
+    """Whether the tokens of a text may come one after another."""
+    grammars = model._client.grammars
+    constraint = grammars.constraint(Request.make("x", response_format=schema))
+    assert constraint is not None
+    for token_id in grammars.tokenizer.tokenize_str(text):
+        if not np.unpackbits(constraint.mask(), bitorder="little")[token_id]:
+            return False
+        constraint.push(token_id)
+    return True
 
 
 def outputs() -> list[dict[str, Any]]:
@@ -230,6 +243,33 @@ def test_names_of_control_tokens_in_text(tiny: Phi4MM, options: dict[str, Any], 
     assert reply.text == expected
     used = [name for name, token_id in CONTROL_IDS.items() if token_id in reply.token_ids]
     assert used == (["<|tool_call|>"] if "grammar" in options else [])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "excluded"),
+    [
+        ('^[^"]$', '"'),
+        (r"^[^/\\]$", r"/\\"[:2]),
+        (r"^[^\n\"\\]$", '\n"\\'),
+        (r"^\P{P}$", '"\\/]'),
+        (r'^(x|[^\]"\\])$', ']"\\'),
+        ('^[^]"]$', ']"'),
+        (r"^[\S\s]$", ""),
+    ],
+)
+def test_patterns_that_exclude_what_json_escapes(tiny: Phi4MM, pattern: str, excluded: str) -> None:
+    schema = {"type": "string", "pattern": pattern}
+    named = {"type": "object", "patternProperties": {pattern: {"type": "null"}}, "additionalProperties": False}
+    for character in '"\\\n\ta/]':
+        assert fits(tiny, schema, json.dumps(character)) is (character not in excluded), character
+        assert fits(tiny, named, json.dumps({character: None})) is (character not in excluded), character
+
+
+def test_names_have_one_spelling(tiny: Phi4MM) -> None:
+    """An escaped name is not another one, which ``additionalProperties`` would allow."""
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": {"const": 1}}
+    texts = ('{"a": null}', '{"b": 1}', '{"a": 1}', '{"\\u0061": 1}')
+    assert [fits(tiny, schema, text) for text in texts] == [True, True, False, False]
 
 
 def test_without_llguidance(tiny: Phi4MM, monkeypatch: pytest.MonkeyPatch) -> None:
