@@ -36,8 +36,8 @@ class Security:
         allowed_domains: the only ones to fetch from, with those below them; none: any.
     """
 
-    api_keys: tuple[str, ...] = ()
-    admin_key: str | None = None
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    admin_key: str | None = field(default=None, repr=False)
     adapters_root: Path | None = None
     cors_origins: tuple[str, ...] = ()
     allow_urls: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import ExitStack, aclosing, suppress
 from typing import Any, TypeVar
 
@@ -70,7 +70,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        events: AsyncIterator[bytes],
+        events: AsyncGenerator[bytes, None],
         owner: ExitStack,
         *,
         ping_seconds: float,
@@ -107,11 +107,11 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _with_pings(self) -> AsyncIterator[bytes]:
+    async def _with_pings(self) -> AsyncGenerator[bytes, None]:
         upcoming: asyncio.Task[bytes] | None = None
         try:
             while True:
-                upcoming = upcoming or asyncio.ensure_future(anext(self._events))  # type: ignore[arg-type]
+                upcoming = upcoming or asyncio.ensure_future(anext(self._events))
                 done, _ = await asyncio.wait((upcoming,), timeout=self._ping_seconds)
                 if not done:
                     yield _PING
@@ -130,4 +130,4 @@ class EventStream(Response):
                 upcoming.cancel()
                 with suppress(asyncio.CancelledError):
                     await upcoming
-            await self._events.aclose()  # type: ignore[attr-defined]
+            await self._events.aclose()

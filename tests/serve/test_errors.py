@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any
 
 import httpx2
@@ -18,6 +19,7 @@ from phi4mm.serve.options import ServeOptions
 from tests.serve.conftest import SAMPLES, Running, running
 
 QUESTION = [{"role": "user", "content": "What is 2 plus 3?"}]
+IMAGE = "messages[0].content[0].image_url"
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
@@ -42,11 +44,11 @@ def part(kind: str, **values: Any) -> list[dict[str, Any]]:
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": part("video_url", video_url={"url": "data:,"})}, "messages[0].content[0].type"),
         ({"messages": part("image_url", image_url={})}, "messages[0].content[0].image_url"),
-        ({"messages": part("image_url", image_url={"url": "data:image/png;base64,@@"})}, "messages[0].content[0].image_url"),
-        ({"messages": part("image_url", image_url={"url": "data:image/png;base64,QUJD"})}, "messages[0].content[0].image_url"),
-        ({"messages": part("image_url", image_url={"url": "http://example.com/a.png"})}, "messages[0].content[0].image_url"),
-        ({"messages": part("image_url", image_url={"url": "file:///etc/passwd"})}, "messages[0].content[0].image_url"),
-        ({"messages": part("image_url", image_url={"url": png(8000, 8000)})}, "messages[0].content[0].image_url"),
+        ({"messages": part("image_url", image_url={"url": "data:image/png;base64,@@"})}, IMAGE),
+        ({"messages": part("image_url", image_url={"url": "data:image/png;base64,QUJD"})}, IMAGE),
+        ({"messages": part("image_url", image_url={"url": "http://example.com/a.png"})}, IMAGE),
+        ({"messages": part("image_url", image_url={"url": "file:///etc/passwd"})}, IMAGE),
+        ({"messages": part("image_url", image_url={"url": png(8000, 8000)})}, IMAGE),
         ({"messages": part("input_audio", input_audio={"data": ""})}, "messages[0].content[0].input_audio"),
         ({"messages": QUESTION, "temperature": -1}, "temperature"),
         ({"messages": QUESTION, "temperature": "hot"}, "temperature"),
@@ -68,8 +70,6 @@ def part(kind: str, **values: Any) -> list[dict[str, Any]]:
     ],
 )  # fmt: skip
 def test_bad_fields_are_named(server: Running, body: dict[str, Any], param: str) -> None:
-    import json
-
     answer = httpx2.post(
         f"{server.url}/v1/chat/completions",
         content=json.dumps(body).replace("Infinity", "1e999"),
@@ -104,7 +104,7 @@ def test_an_unknown_model(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("a/b")
     assert client.models.retrieve("speech").id == "speech"
-    assert [model.id for model in client.models.list()][0] == "phi4mm"
+    assert next(iter(client.models.list())).id == "phi4mm"
 
 
 def test_other_statuses_are_error_objects_too(server: Running) -> None:

@@ -54,9 +54,18 @@ def png_bomb(width: int, height: int) -> str:
 
 
 MEDIA = st.sampled_from(
-    [png_bomb(60_000, 60_000), png_bomb(7000, 7000), png_bomb(0, 0), png_bomb(20, 20), "data:,", "data:image/png;base64,",
-     "data:image/png;base64,====", "data:;base64,UklGRiQAAABXQVZF", "UEsDBBQAAAAIAA==", "http://127.0.0.1/", "file:///etc/passwd", ""]
-)  # fmt: skip
+    [
+        *(png_bomb(side, side) for side in (60_000, 7000, 20, 0)),
+        "data:,",
+        "data:image/png;base64,",
+        "data:image/png;base64,====",
+        "data:;base64,UklGRiQAAABXQVZF",
+        "UEsDBBQAAAAIAA==",
+        "http://127.0.0.1/",
+        "file:///etc/passwd",
+        "",
+    ]
+)
 TEXTS = st.text(max_size=40) | st.sampled_from(CONTROL) | st.sampled_from(["a" * 100_000, "é" * 5000])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | MEDIA | st.just(10**4000 // 3)
 VALUES = st.recursive(
@@ -91,9 +100,15 @@ TOOLS = st.lists(
 OPTIONAL: dict[str, Any] = {
     "tools": TOOLS | VALUES,
     "tool_choice": st.sampled_from(["none", "auto", "required"]) | VALUES,
-    "response_format": st.fixed_dictionaries({"type": st.just("json_schema"), "json_schema": st.fixed_dictionaries({"schema": VALUES})}) | VALUES,
-}  # fmt: skip
-OPTIONAL |= dict.fromkeys(("model", "n", "stop", "stop_token_ids", "seed", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "max_tokens", "stream", "stream_options", "regex", "grammar", "adapter", "logprobs", "top_logprobs", "parallel_tool_calls", "modalities", "prompt", "echo", "best_of"), VALUES)  # fmt: skip
+    "response_format": st.builds(lambda schema: {"type": "json_schema", "json_schema": {"schema": schema}}, VALUES)
+    | VALUES,
+}
+FIELDS = """
+    model n stop stop_token_ids seed temperature top_p top_k min_p presence_penalty frequency_penalty
+    repetition_penalty logit_bias max_tokens stream stream_options regex grammar adapter logprobs top_logprobs
+    parallel_tool_calls modalities prompt echo best_of
+"""
+OPTIONAL |= dict.fromkeys(FIELDS.split(), VALUES)
 BODIES = st.fixed_dictionaries({"messages": MESSAGES}, optional=OPTIONAL) | VALUES
 PATHS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/tokenize"])
 MANY = settings().max_examples

@@ -236,6 +236,5 @@ def _end(answer: Any) -> str:
     try:
         found: str = answer.result(60)
     except openai.InternalServerError as error:
-        assert error.status_code == 503
-        return "refused"
+        return "refused" if error.status_code == 503 else str(error)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -147,7 +147,7 @@ class _Answer:
         route = route_object(self.generations[0].row.route)
         return {**self._own, "choices": choices, "usage": self._usage(results), "route": route}
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of a request that streams."""
         chunks: asyncio.Queue[Any] = asyncio.Queue()
         tasks = [
