@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,27 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 from eval_asr.backends import BACKENDS, DEFAULT_PROMPT, BackendOptions, load_recogniser
 from eval_asr.errors import EvalError, ScoringWarning
+from eval_asr.names import SetName
 from eval_asr.normalise import SCORINGS
 from eval_asr.recognise import LazyRecogniser
-from eval_asr.results import SetName, locked
+from eval_asr.results import locked
 from eval_asr.run import RunOptions, check_distinct, run_set
 from eval_asr.sources import open_source
 from eval_asr.suites import SUITES, suite
-from phi4mm.cli import prepare_environment
+from phi4mm.cli import INTERRUPTED, exit_code, prepare_environment
 from phi4mm.cli import report as report_error
-from phi4mm.errors import Phi4MMError
 
 if TYPE_CHECKING:
     from eval_asr.scale import Cluster
 
 PROGRAM = "eval_asr"
+PICTURES = (".png", ".svg")
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PROGRAM}",
         description="Run speech recognisers over corpora and score them as the Open ASR Leaderboard does.",
-        epilog="Exit code: 0 done, 1 an error (reported in one line), 2 usage, 130 stopped by Ctrl-C.",
+        epilog="Exit code: 0 done, 1 clips failed or an error (reported in one line), 2 usage, 130 stopped by Ctrl-C.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="recognise corpora; a run that was killed goes on where it was"))
@@ -109,8 +112,8 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=_report)
 
 
-def _run(options: argparse.Namespace) -> None:
-    from eval_asr.settings import prepare_settings, record_timing
+def _run(options: argparse.Namespace) -> int:
+    from eval_asr.settings import check_settings, prepare_settings, record_end
 
     specs = [*options.data, *(spec for name in options.suite for spec in suite(name))]
     run_options = RunOptions(options.batch_size, options.limit, options.seed, not options.quiet)
@@ -123,16 +126,23 @@ def _run(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
     )
     load = partial(load_recogniser, backend)
+    failed = 0
     with locked(options.out), _cluster(options) as cluster, LazyRecogniser(load, options.warmup) as recogniser:
         sources = [open_source(spec, streaming=options.streaming, language=options.language) for spec in specs]
         check_distinct(sources)
-        for source in sources:
-            manifest = options.out / SetName(backend.label, source.path, source.name, source.split).file_name
+        manifests = [options.out / SetName(backend.label, one.path, one.name, one.split).file_name for one in sources]
+        for source, manifest in zip(sources, manifests, strict=True):
+            check_settings(manifest, source, backend, run_options)
+        for source, manifest in zip(sources, manifests, strict=True):
             prepare_settings(manifest, source, backend, run_options)
             elsewhere = None if cluster is None else cluster.transcriber(load, source.language, options.warmup)
             summary = run_set(recogniser, source, manifest, run_options, elsewhere)
-            record_timing(manifest, summary.timing)
+            record_end(manifest, summary.timing, summary.num_rows)
             print(f"{manifest}: {summary.sentence()}", flush=True)
+            failed += summary.num_failed
+    if failed:
+        report_error(PROGRAM, f"{failed} failed; the same command tries them again")
+    return 1 if failed else 0
 
 
 def _cluster(options: argparse.Namespace) -> AbstractContextManager[Cluster | None]:
@@ -145,14 +155,15 @@ def _cluster(options: argparse.Namespace) -> AbstractContextManager[Cluster | No
     return ray_cluster(options.ray, options.workers, device=options.device)
 
 
-def _score(options: argparse.Namespace) -> None:
+def _score(options: argparse.Namespace) -> int:
     from eval_asr.score import score_folder
     from eval_asr.tables import score_table
 
     print(score_table(score_folder(options.results, **_rules(options))))
+    return 0
 
 
-def _compare(options: argparse.Namespace) -> None:
+def _compare(options: argparse.Namespace) -> int:
     from eval_asr.compare import compare_scores
     from eval_asr.score import score_folder
     from eval_asr.tables import comparison_text
@@ -160,22 +171,47 @@ def _compare(options: argparse.Namespace) -> None:
     before, after = (score_folder(folder, **_rules(options)) for folder in (options.before, options.after))
     for comparison in compare_scores(before, after):
         print(comparison_text(comparison, num_clips=options.clips))
+    return 0
 
 
-def _report(options: argparse.Namespace) -> None:
-    from eval_asr.report import write_html, write_markdown, write_picture
+def _report(options: argparse.Namespace) -> int:
     from eval_asr.score import score_folder
 
-    scores = score_folder(options.results, **_rules(options))
+    for file in (options.out, options.markdown, options.picture):
+        if file is not None:
+            _check_writable(file)
+    if options.picture is not None and options.picture.suffix.lower() not in PICTURES:
+        raise EvalError(f"{options.picture}: ends in {options.picture.suffix!r}; expected {' or '.join(PICTURES)}")
     try:
-        if options.out is not None:
-            write_html(scores, options.out, folder=options.results)
-        if options.picture is not None:
-            write_picture(scores, options.picture)
-        if options.markdown is not None:
-            write_markdown(scores, options.markdown, picture=options.picture)
-    except OSError as error:
-        raise EvalError(f"{error.filename or options.out}: cannot be written ({error.strerror})") from error
+        from eval_asr.report import write_html, write_markdown, write_picture
+    except ImportError as error:
+        raise EvalError(f"report needs {error.name}, which is not installed; pip install 'phi4mm[eval]'") from error
+    scores = score_folder(options.results, **_rules(options))
+    for file, write in (
+        (options.out, write_html),
+        (options.picture, write_picture),
+        (options.markdown, partial(write_markdown, picture=options.picture)),
+    ):
+        if file is not None:
+            try:
+                write(scores, file)
+            except OSError as error:
+                raise EvalError(f"{file}: cannot be written ({error.strerror}); make room, or name another") from error
+    return 0
+
+
+def _check_writable(file: Path) -> None:
+    """Before the work: whether a file can be made here.
+
+    Raises:
+        EvalError: it is a folder, or its folder is missing or cannot be written.
+    """
+    if file.is_dir():
+        raise EvalError(f"{file}: is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise EvalError(f"{file}: cannot be written, there is no folder {file.parent}; make it, or name another file")
+    if not os.access(file.parent, os.W_OK):
+        raise EvalError(f"{file}: cannot be written, the folder does not allow it; name another file")
 
 
 def _show_warning(
@@ -207,18 +243,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("run: with --ray leave out --streaming: each worker reads the downloaded set")
     if options.command == "report" and not (options.out or options.markdown or options.picture):
         parser.error("report: name a file to write with --out, --markdown or --picture")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that it cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ScoringWarning)
+        warnings.showwarning = _show_warning
+        return exit_code(PROGRAM, lambda: _interruptible(options))
+
+
+def _interruptible(options: argparse.Namespace) -> int:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", ScoringWarning)
-            warnings.showwarning = _show_warning
-            options.action(options)
-    except Phi4MMError as error:
-        report_error(PROGRAM, error)
-        return 1
+        code: int = options.action(options)
     except KeyboardInterrupt:
-        report_error(PROGRAM, RuntimeError("stopped; the rows so far are kept: the same command goes on"))
-        return 130
-    return 0
+        if options.command != "run":
+            raise
+        report_error(PROGRAM, "stopped; the rows so far are kept: the same command goes on")
+        return INTERRUPTED
+    return code
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ class AudioError(Phi4MMError):
     """An audio input cannot be read or used."""
 
 
+class AudioReadError(AudioError):
+    """An input/output error came while audio was read; the audio itself may be whole."""
+
+
 class ImageError(Phi4MMError):
     """An image input cannot be read or used."""
 

@@ -16,13 +16,14 @@ pytest.importorskip("jinja2", reason="pip install 'phi4mm[eval]'")
 pytest.importorskip("matplotlib", reason="pip install 'phi4mm[eval]'")
 
 from eval_asr.__main__ import main
+from eval_asr.alignment import Piece, commonest_errors, plain_alignments
+from eval_asr.names import SetName
 from eval_asr.normalise import rules_for
 from eval_asr.report import html, plots, to_markdown, write_html, write_picture
-from eval_asr.report.alignment import Piece, align, commonest_errors
 from eval_asr.report.labels import in_order, set_labels
 from eval_asr.report.published import ENGLISH, MULTILINGUAL, PUBLISHED, PUBLISHED_MULTILINGUAL, leaderboard_set
-from eval_asr.results import Row, SetName
-from eval_asr.score import SetScore, score_rows
+from eval_asr.results import Row
+from eval_asr.score import SetScore, score_folder, score_rows
 
 HOSTILE = '</script><script>alert(1)</script> <img src=x onerror=alert(1)> <!-- "&amp;" \u2028'
 ROWS = (
@@ -79,7 +80,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
         (folder / one.name.file_name).write_text("".join(lines), "utf-8")
     (folder / ROWS[0].audio_filepath).write_bytes(b"RIFF")
     (folder / "pages").mkdir()
-    write_html(scores, folder / "pages" / "report.html", folder=folder)
+    write_html(score_folder(folder), folder / "pages" / "report.html")
     return Page((folder / "pages" / "report.html").read_text("utf-8"))
 
 
@@ -156,14 +157,13 @@ def test_only_the_leaderboards_own_sets_are_compared(path: str, name: str, split
 
 
 def test_alignment() -> None:
-    pieces = align(["a b c", "", "a b"], ["a x c d", "y", ""])
+    pieces = plain_alignments([("a b c", "a x c d"), ("", "y"), ("a b", "")])
     assert pieces == [
         (Piece("equal", "a", "a"), Piece("substitute", "b", "x"), Piece("equal", "c", "c"), Piece("insert", "", "d")),
         (Piece("insert", "", "y"),),
         (Piece("delete", "a", ""), Piece("delete", "b", "")),
     ]
     assert commonest_errors([*pieces, pieces[1]], 1) == [(Piece("insert", "", "y"), 2)]
-    assert align([], []) == []
 
 
 def test_pictures_are_one_element_each_and_take_the_pages_colour() -> None:
@@ -225,7 +225,7 @@ def test_clips_and_audio_are_counted_once_for_all_models() -> None:
     scores = [score("m"), score("n"), score("n", path="other")]
     tiles = {tile["label"]: tile["value"] for tile in html._tiles(scores)}
     seconds = 2 * sum(row.duration for row in ROWS)
-    assert (tiles["clips"], tiles["sets"], tiles["models"]) == ("10", "2", "2")
+    assert (tiles["clips"], tiles["sets"], tiles["runs"]) == ("10", "2", "2")
     assert tiles["audio"] == f"{seconds:.1f} s"
     assert set(tiles) >= {"WER, one set only, m", "WER, mean of 2 sets, n"}
     axes = plots.wer_by_length(scores).axes[0]
@@ -242,7 +242,7 @@ def test_folders_of_this_machine_stay_out_of_the_clips_names(tmp_path: Path) -> 
     """Names in a manifest may be absolute; what they have in common says nothing to a reader."""
     rows = [Row(str(tmp_path / name), 1.0, 0.1, "a", "a") for name in ("x/1.wav", "y/2.wav")]
     absolute = score_rows(rows, SetName("m", "d", "", "test"), rules_for("classic", "en", None))
-    text = html.render_html([absolute], tmp_path, {})
+    text = html.render_html([absolute], tmp_path)
     assert [clip["name"] for clip in Page(text).data["clips"]] == ["x/1.wav", "y/2.wav"]
     assert str(tmp_path) not in text
 

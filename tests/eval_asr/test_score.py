@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from eval_asr.__main__ import main
+from eval_asr.alignment import plain_alignments
 from eval_asr.compare import compare, compare_scores
 from eval_asr.errors import ResultsError, ScoringError
-from eval_asr.normalise import classic_errors, english_normaliser, rules_for
+from eval_asr.names import Run, SetName, manifest_name, parse_manifest_name
+from eval_asr.normalise import english_normaliser, rules_for
 from eval_asr.progress import RunningScore
-from eval_asr.results import Row, SetName, manifest_name, parse_manifest_name
+from eval_asr.results import Row
 from eval_asr.score import SetScore, composites, join_chunks, score_folder, score_rows
 from eval_asr.statistics import bootstrap_interval, paired_bootstrap
 from eval_asr.word_errors import WordErrors
@@ -104,7 +106,7 @@ def test_normaliser_examples(text: str, normalised: str) -> None:
 def test_nothing_to_score() -> None:
     with pytest.raises(ScoringError, match="none of its 2 rows counts"):
         classic([("ignore_time_segment_in_scoring", "a"), ("(uh)", "b")])
-    assert classic_errors([]) == []
+    assert plain_alignments([]) == []
     assert WordErrors(insertions=2).wer == float("inf")
     assert WordErrors().wer == 0.0
 
@@ -118,27 +120,27 @@ def test_failed_rows_count_and_are_shown(tmp_path: Path, capsys: pytest.CaptureF
     assert score.rtfx == 4.0  # of the clips that were recognised
     assert main(["score", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    assert "1 clips failed and count as empty; the first, bad: AudioError: bad: is empty" in table
+    assert "1 clip failed and counts as empty; the first, bad: AudioError: bad: is empty" in table
     assert "classic: Whisper's English normaliser, jiwer" in table
 
 
 def test_sets_are_rounded_then_averaged_and_speeds_pooled(tmp_path: Path) -> None:
     third, seventh = [("a b c", "a b x")], [("a b c d e f g", "a b c d e f x")]
     write(tmp_path, manifest_name("org/m", "hub/d", "one", "test"), rows_of(third, duration=10.0, time=1.0))
-    write(tmp_path / "deeper", manifest_name("org/m", "hub/d", "two", "test"), rows_of(seventh, duration=2.0, time=2.0))
+    write(tmp_path, manifest_name("org/m", "hub/d", "two", "test"), rows_of(seventh, duration=2.0, time=2.0))
     scores = score_folder(tmp_path)
     assert [score.wer for score in scores] == [33.33, 14.29]
-    assert composites(scores)["org-m"].wer == (33.33 + 14.29) / 2
-    assert composites(scores)["org-m"].rtfx == 12.0 / 3.0
+    assert composites(scores)[Run("org-m", tmp_path)].wer == (33.33 + 14.29) / 2
+    assert composites(scores)[Run("org-m", tmp_path)].rtfx == 12.0 / 3.0
     write(tmp_path, manifest_name("org/m", "hub/d", "two", "other"), rows_of(third, time=0.0))
-    assert composites(score_folder(tmp_path))["org-m"].rtfx is None
+    assert composites(score_folder(tmp_path))[Run("org-m", tmp_path)].rtfx is None
 
 
 def test_parts_of_coraal_count_as_one_set(tmp_path: Path) -> None:
     for name, said in {"ATL": "a b", "DCA": "a x", "LES": "x y"}.items():
         write(tmp_path, manifest_name("m", "bezzam/coraal", name, "test"), rows_of([("a b", said)]))
     write(tmp_path, manifest_name("m", "hub/long", "earnings21", "test"), rows_of([("a b c d", "a b c x")]))
-    assert composites(score_folder(tmp_path))["m"].wer == (50.0 + 25.0) / 2
+    assert composites(score_folder(tmp_path))[Run("m", tmp_path)].wer == (50.0 + 25.0) / 2
 
 
 def test_a_number_beyond_python_stops_a_score_but_not_a_run(tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_2026_uses_the_clone_and_merges_compounds(tmp_path: Path, capsys: pytest
     [
         (["--scoring", "2026"], "clone github.com/huggingface/open_asr_leaderboard"),
         (["--scoring", "2026", "--leaderboard", "."], "has no normalizer/data_utils.py"),
-        (["--language", "de"], "classic scoring is for English"),
+        (["--language", "german"], "expected a two-letter code"),
     ],
 )
 def test_rules_that_cannot_be_had(
@@ -318,8 +320,8 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *folders]) == 0
     text = capsys.readouterr().out
     assert "difference -28.57" in text
-    assert "1 clips were run by one of them only" in text
-    assert "fewer errors in 1 clips, more in 1" in text
+    assert "1 clip was run by one of them only" in text
+    assert "fewer errors in 1 clip, more in 1" in text
     assert text.index("clip1") < text.index("clip0")
 
 

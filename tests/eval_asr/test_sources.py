@@ -211,7 +211,7 @@ def test_chunked_hub_set(hub_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert [row.pred_text.split(" ")[0] for row in rows] == ["one", "two"]
     parquet.write_table(pyarrow.table({**table, "parent_id": ["a", "c"]}), hub_folder / "test-00000-of-00001.parquet")
     with pytest.raises(SourceError, match=r"b0\.wav is of recording 'c'"):
-        clips_of(source)
+        clips_of(open_source(f"{chunked}::test"))
 
 
 def test_other_faults(tmp_path: Path) -> None:
