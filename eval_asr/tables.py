@@ -22,7 +22,8 @@ def score_table(scores: Sequence[SetScore]) -> str:
         for rules in dict.fromkeys(score.rules for score in of_run):
             lines.append(f"{label}, scored by the rules {rules}")
         lines += _columns([_HEADER, *(_cells(score) for score in of_run)])
-        lines.append(_mean(composites(of_run)[run]))
+        if len(of_run) > 1:
+            lines.append(_mean(composites(of_run)[run]))
         lines.append("WER % by clip length (clips):")
         lines += [f"  {score.name.dataset}: {_lengths(score)}" for score in of_run]
         lines += [

@@ -226,7 +226,7 @@ def test_eight_corpora_share_one_recogniser(tmp_path: Path, monkeypatch: pytest.
     made_up = SimpleNamespace(perf_counter=lambda: now[0])
     monkeypatch.setattr("eval_asr.recognise.time", made_up)
     monkeypatch.setattr("eval_asr.run.time", made_up)
-    monkeypatch.setattr("eval_asr.__main__.load_recogniser", load)
+    monkeypatch.setattr("eval_asr.command.load_recogniser", load)
     names = [f"set{number}" for number in range(8)]
     manifests = [tmp_path / "out" / f"MODEL_phi4mm-bundled_DATASET_{name}__test.jsonl" for name in names]
     data = [argument for name in names for argument in ("--data", str(write_corpus(tmp_path / name, 4)))]
