@@ -82,7 +82,7 @@ def _run_all(options: argparse.Namespace) -> int:
             print(f"{manifest}: {summary.sentence()}", flush=True)
             failed += summary.num_failed
     if failed:
-        report_error(PROGRAM, f"{failed} failed; the same command tries them again")
+        report_error(PROGRAM, f"{failed} clip{'' if failed == 1 else 's'} failed; the same command tries again")
     return 1 if failed else 0
 
 

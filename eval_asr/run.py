@@ -77,8 +77,8 @@ class RunSummary:
     def sentence(self) -> str:
         speed = f"{self.audio_seconds / self.transcription_seconds:.2f}" if self.transcription_seconds else "unknown"
         before = [f"{self.num_kept} were there"] if self.num_kept else []
-        before += [f"{self.num_retried} failed before and were tried again"] if self.num_retried else []
-        before += [f"{self.num_changed} have a new reference, as the corpus has changed"] if self.num_changed else []
+        before += [f"{self.num_retried} tried again after a failure"] if self.num_retried else []
+        before += [f"{self.num_changed} with a new reference, as the corpus has changed"] if self.num_changed else []
         failed = f", {self.num_failed} with an error (the first: {self.first_error})" if self.num_failed else ""
         rows = f"{self.num_rows} rows" + (f" ({'; '.join(before)})" if before else "")
         return f"{rows}{failed}, RTFx {speed}; {self.timing.sentence()}"

@@ -91,6 +91,7 @@ def render_html(scores: Sequence[SetScore], beside: Path) -> str:
         ],
         boards=boards(scores),
         labels=labels,
+        in_part=[label for label, score in zip(labels, scores, strict=True) if score.part],
         settings=[
             {"label": label, "text": json.dumps(_without_paths(of_set), indent=2, ensure_ascii=False)}
             for label, of_set in zip(labels, settings, strict=True)

@@ -54,7 +54,9 @@ def mean_rows(scores: Sequence[SetScore]) -> list[dict[str, str]]:
 def _in_part(mean: Composite) -> str:
     if not mean.num_in_part:
         return ""
-    return ", in part" if mean.num_sets == 1 else f", {mean.num_in_part} of them in part"
+    if mean.num_sets == 1:
+        return ", in part"
+    return ", all in part" if mean.num_in_part == mean.num_sets else f", {mean.num_in_part} of them in part"
 
 
 def speed(rtfx: float | None) -> str:

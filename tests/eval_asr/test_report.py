@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from eval_asr.alignment import Piece, commonest_errors, plain_alignments
 from eval_asr.names import SetName
 from eval_asr.normalise import rules_for
 from eval_asr.report import html, plots, to_markdown, write_html, write_picture
+from eval_asr.report.boards import boards
 from eval_asr.report.labels import in_order, set_labels
 from eval_asr.report.published import ENGLISH, MULTILINGUAL, PUBLISHED, PUBLISHED_MULTILINGUAL, leaderboard_set
 from eval_asr.results import Row
@@ -140,6 +142,54 @@ def test_published_means_are_the_means_of_their_sets(entry: Any) -> None:
         assert sum(entry.wer.values()) / len(entry.wer) == pytest.approx(entry.mean, abs=0.0051)
 
 
+def test_published_figures_stand_only_beside_the_same_sets_run_whole() -> None:
+    assert boards([score(), score(path="mine", name="ami")]) == []
+    whole = score(path=LEADERBOARD, name="ami")
+    [board] = boards([whole, score()])
+    assert [row.system for row in board.rows if row.ours] == ["m<i>, this report"]
+    assert boards([replace(whole, part="40 of 400 clips")]) == []
+
+
+def test_two_runs_of_one_model_are_told_apart(tmp_path: Path) -> None:
+    name = SetName("m", "corpus", "", "test").file_name
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("".join(row.to_json() + "\n" for row in ROWS), "utf-8")
+        (tmp_path / folder / ROWS[0].audio_filepath).write_bytes(b"RIFF")
+    write_html(score_folder(tmp_path), tmp_path / "page.html")
+    data = Page((tmp_path / "page.html").read_text("utf-8")).data
+    assert data["sets"] == ["corpus test · m (first)", "corpus test · m (second)"]
+    links = [clip["audio"] for clip in data["clips"] if clip["audio"]]
+    assert [link.split("/")[0] for link in links] == ["first", "second"]
+
+
+def test_a_part_of_a_file_is_linked_as_that_part(tmp_path: Path) -> None:
+    (tmp_path / "long.wav").write_bytes(b"RIFF")
+    names = ["long.wav#t=3,4.5", "long.wav#t=3,4.5#2", "long.wav#2", "other.wav#t=1"]
+    assert [html._audio_link(name, [tmp_path], tmp_path) for name in names] == [
+        "long.wav#t=3,4.5", "long.wav#t=3,4.5", "long.wav", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "words"),
+    [
+        ("--out", "", "is a folder; name a file in it"),
+        ("--out", "no/page.html", "there is no folder"),
+        ("--markdown", "/proc/table.md", "cannot be written"),
+        ("--picture", "wer.gif", "expected .png or .svg"),
+    ],
+)
+def test_files_that_cannot_be_written_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, file: str, words: str
+) -> None:
+    (tmp_path / SetName("m", "corpus", "", "test").file_name).write_text(ROWS[0].to_json() + "\n", "utf-8")
+    assert main(["report", str(tmp_path), option, str(tmp_path / file)]) == 1
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("path", "name", "split", "expected"),
     [
@@ -150,6 +200,7 @@ def test_published_means_are_the_means_of_their_sets(entry: Any) -> None:
         ("hf-audio/open-asr-leaderboard", "ami_cleaned", "test", None),  # corrected references are another set
         (LEADERBOARD, "ami", "validation", None),
         ("mine", "ami", "test", None),
+        ("not-open-asr-leaderboard-mine", "ami", "test", None),
     ],
 )
 def test_only_the_leaderboards_own_sets_are_compared(path: str, name: str, split: str, expected: str | None) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from eval_asr.__main__ import main
-from eval_asr.alignment import plain_alignments
+from eval_asr.alignment import Piece, compound_alignments, plain_alignments, word_errors
 from eval_asr.compare import compare, compare_scores
 from eval_asr.errors import ResultsError, ScoringError
 from eval_asr.names import Run, SetName, manifest_name, parse_manifest_name
@@ -222,6 +222,78 @@ def test_2026_uses_the_clone_and_merges_compounds(tmp_path: Path, capsys: pytest
     assert "(de)" in other.rules
     assert main(["score", str(results), "--scoring", "2026", "--leaderboard", str(clone)]) == 0
     assert "2026: the leaderboard's English normaliser, kaldialign" in capsys.readouterr().out
+
+
+@given(st.lists(st.sampled_from(["a", "b", "ab", "aba", "ba", "c"]), max_size=6).map(" ".join), st.data())
+def test_2026_aligns_and_counts_by_one_rule(reference: str, data: st.DataObject) -> None:
+    """The words shown are those counted: kaldialign's, with compounds merged."""
+    hypothesis = " ".join(data.draw(st.lists(st.sampled_from(["a", "b", "ab", "aba", "ba", "c"]), max_size=6)))
+    [pieces] = compound_alignments([(reference, hypothesis)])
+    errors = word_errors(pieces)
+    counted = kaldialign.edit_distance(reference.split(), hypothesis.split(), merge_compounds=True)
+    assert (errors.substitutions, errors.deletions, errors.insertions) == (
+        counted["sub"], counted["del"], counted["ins"],
+    )  # fmt: skip
+    assert " ".join(piece.reference for piece in pieces if piece.reference) == reference
+    assert " ".join(piece.hypothesis for piece in pieces if piece.hypothesis) == hypothesis
+
+
+def test_a_merged_compound_is_one_equal_piece() -> None:
+    assert compound_alignments([("the white paper came", "the whitepaper came in")]) == [
+        (
+            Piece("equal", "the", "the"),
+            Piece("equal", "white paper", "whitepaper"),
+            Piece("equal", "came", "came"),
+            Piece("insert", "", "in"),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "normalised"),
+    [
+        ("en", "The colour won't fade, um", "the color will not fade"),
+        ("EN-gb", "The colour won't fade, um", "the color will not fade"),
+        ("de", "Die Farbe [lacht] bleibt: groß!", "die farbe bleibt groß"),
+        ("zh", "你好，世界", "你 好 世 界"),
+    ],
+)
+def test_each_language_has_whispers_normaliser(language: str, text: str, normalised: str) -> None:
+    rules = rules_for("classic", language, None)
+    assert " ".join(rules.normalise(text).split()) == normalised
+    assert ("basic normaliser" in rules.title) == (language.lower()[:2] != "en")
+
+
+def test_a_language_for_scoring_wins_over_that_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "MODEL_m_DATASET_d__test.jsonl", rows_of([("won't", "will not")]))
+    assert [score_folder(tmp_path, language=code)[0].wer for code in ("en", "de")] == [0.0, 100.0]
+    assert main(["score", str(tmp_path), "--language", "de"]) == 0
+    assert "Whisper's basic normaliser (de)" in capsys.readouterr().out
+
+
+def test_folders_are_runs_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same set twice is not two sets, and one model's two runs are told apart."""
+    for folder, said in (("first", "a b"), ("second", "a x")):
+        for config in ("one", "two"):
+            write(tmp_path / folder, manifest_name("m", "d", config, "test"), rows_of([("a b", said)]))
+    means = composites(score_folder(tmp_path))
+    assert {run.folder.name: (mean.wer, mean.num_sets) for run, mean in means.items()} == {
+        "first": (0.0, 2), "second": (50.0, 2),
+    }  # fmt: skip
+    assert main(["score", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert "m (first), scored by" in table
+    assert "m (second), scored by" in table
+    assert "no mean is taken across folders" in table
+    assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
+    assert "d one test: m (first) 0.00 %, m (second) 50.00 % WER" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path), str(tmp_path / "second")]) == 1
+    assert "was run by m (first) and by m (second); name its folder or manifest" in capsys.readouterr().err
+
+
+def test_time_of_failures_counts_in_the_speed() -> None:
+    rows = [Row("a", 8.0, 1.0, "a", "a"), Row("b", 8.0, 3.0, "b", "", "RuntimeError: no")]
+    assert score_rows(rows, NAME, rules_for("classic", "en", None)).rtfx == 8.0 / 4.0
 
 
 @pytest.mark.parametrize(
