@@ -112,7 +112,7 @@ class Clip:
         try:
             audio = self._content()
             return float(soundfile.info(io.BytesIO(audio) if isinstance(audio, bytes) else audio).duration)
-        except (OSError, RuntimeError, AudioError):  # reported when the clip is loaded
+        except (OSError, RuntimeError, ValueError):  # reported when the clip is loaded
             return 0.0
 
     def load(self, sampling_rate: int) -> tuple[np.ndarray, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_asr.backends import BackendOptions, load_recogniser
-from eval_asr.errors import EvalError, ScoringWarning
+from eval_asr.errors import EvalError, ResultsError, ScoringWarning
 from eval_asr.names import SetName
 from eval_asr.parser import parse
 from eval_asr.recognise import LazyRecogniser
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from eval_asr.scale import Cluster
 
 PROGRAM = "eval_asr"
+_LONGEST_NAME = 220  # bytes; a file system takes 255, and files beside have longer names
 PICTURES = (".png", ".svg")
 
 
@@ -73,6 +74,11 @@ def _run_all(options: argparse.Namespace) -> int:
         check_distinct(sources)
         manifests = [options.out / SetName(backend.label, one.path, one.name, one.split).file_name for one in sources]
         for source, manifest in zip(sources, manifests, strict=True):
+            if len(os.fsencode(manifest.name)) > _LONGEST_NAME:
+                raise ResultsError(
+                    f"{source.spec}: its results would have a name of {len(os.fsencode(manifest.name))} bytes, at most "
+                    f"{_LONGEST_NAME} are possible; give the list and its folder shorter names"
+                )
             check_settings(manifest, source, backend, run_options)
         for source, manifest in zip(sources, manifests, strict=True):
             prepare_settings(manifest, source, backend, run_options)

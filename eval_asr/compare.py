@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval_asr.errors import ScoringError
+from eval_asr.errors import ScoringError, short
 from eval_asr.names import Run, run_names
 from eval_asr.score import ScoredRow, SetScore, counts
 from eval_asr.statistics import paired_bootstrap
@@ -79,7 +79,7 @@ def compare(before: SetScore, after: SetScore) -> Comparison:
     for pair in pairs:
         if pair.before.row.text != pair.after.row.text:
             raise ScoringError(
-                f"{pair.before.row.audio_filepath}: has two references, {pair.before.row.text[:60]!r} and "
+                f"{short(pair.before.row.audio_filepath)}: has two references, {pair.before.row.text[:60]!r} and "
                 f"{pair.after.row.text[:60]!r}; compare runs on one corpus"
             )
     errors_before, words = counts([pair.before for pair in pairs])

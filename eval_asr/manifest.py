@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval_asr.clips import Clip, Source, Span, local_source
+from eval_asr.clips import Clip, Source, Span, local_source, shown
 from eval_asr.errors import SourceError
 from eval_asr.results import is_seconds, is_text
 
@@ -93,7 +93,7 @@ def _root(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def _clip(values: dict[str, Any], root: Path) -> Clip:
     name, text = _first(values, AUDIO_KEYS), _text(values, root)
     if not isinstance(name, str):
-        raise ValueError("has no string 'audio_filepath'")
+        raise ValueError(f"has no string 'audio_filepath'; it has {shown(values)}")
     if not name:
         raise ValueError("has an empty 'audio_filepath'")
     if not (is_text(name) and is_text(text)):
@@ -121,7 +121,7 @@ def _text(values: dict[str, Any], root: Path) -> str:
     if isinstance(text, str):
         return text
     if "text" in values or not isinstance(file, str):
-        raise ValueError("has no string 'text'")
+        raise ValueError(f"has no string 'text'; it has {shown(values)}")
     try:
         return " ".join((root / file).read_text("utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:

@@ -38,6 +38,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    """The type of an option that is a whole number of 0 or more."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("corpora")
     group.add_argument(
@@ -88,7 +95,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", type=Path, metavar="DIR", help="a folder of results, or one manifest")
     parser.add_argument("after", type=Path, metavar="DIR", help="another")
-    parser.add_argument("--clips", type=int, default=10, metavar="N", help="changed clips to show (default: 10)")
+    parser.add_argument("--clips", type=_count, default=10, metavar="N", help="changed clips to show (default: 10)")
     _add_scoring(parser)
 
 

@@ -102,11 +102,13 @@ class RunSettings:
         return f"the {num_rows:,} clips of its limit" if limited else ""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(asdict(self), indent=2) + "\n"  # in ASCII: a folder's name may not be UTF-8
 
     @classmethod
     def from_json(cls, text: str) -> RunSettings:
         values = json.loads(text)
+        if not isinstance(values["options"], dict):
+            raise ValueError(f"options is a {type(values['options']).__name__}")
         for key in ("num_clips", "corpus_clips"):
             if not isinstance(values.get(key), int | None):
                 raise ValueError(f"{key} is {values[key]!r}")
@@ -138,7 +140,7 @@ def read_settings(manifest: Path) -> RunSettings | None:
         return RunSettings.from_json(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ResultsError(
             f"{path}: is damaged ({str(error)[:200]}); remove it, and its manifest to start again"
         ) from error

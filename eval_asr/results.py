@@ -6,6 +6,7 @@ holds whole rows and at most one half row at its end, which is cut off when the 
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from eval_asr.errors import ResultsError
+from eval_asr.errors import ResultsError, short
 from phi4mm.files import written_whole
 
 LOCK_NAME = ".eval_asr.lock"
@@ -58,7 +59,10 @@ class Row:
         Raises:
             ValueError: the line is not JSON, or lacks a text or has one of another type.
         """
-        values = json.loads(line)
+        try:
+            values = json.loads(line)
+        except RecursionError as error:
+            raise ValueError("is JSON that is nested too deep") from error
         if not isinstance(values, dict):
             raise ValueError("is not a JSON object")
         values["pred_text"] = values.get("pred_text") or ""
@@ -91,8 +95,8 @@ def is_text(text: str) -> bool:
 
 
 def is_seconds(value: object) -> bool:
-    """Whether a value of JSON is a finite time of 0 or more."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    """Whether a value of JSON is a time: a number from 0 to thirty years."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
 
 
 def manifests(folder: Path) -> list[Path]:
@@ -146,7 +150,7 @@ def _rows_with_ends(path: Path, *, closed: bool) -> Iterator[tuple[Row, int]]:
 def _reason(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         return "is not JSON"
-    return str(error)
+    return short(str(error))
 
 
 @contextmanager
@@ -179,6 +183,8 @@ class RowWriter:
 
     def __init__(self, manifest: Path) -> None:
         self.manifest = manifest
+        for left in manifest.parent.glob(f".{glob.escape(manifest.stem)}.*"):  # half-written, by a run that was killed
+            left.unlink(missing_ok=True)
         rows_with_ends = list(_rows_with_ends(manifest, closed=True)) if manifest.exists() else []
         self._written = [row for row, _ in rows_with_ends]
         self.rows = _last_tries(self._written)

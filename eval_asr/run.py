@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eval_asr.clips import Clip, Source
-from eval_asr.errors import EvalError, ResultsError, SourceError
+from eval_asr.errors import EvalError, ResultsError, SourceError, short
 from eval_asr.progress import RunningScore
 from eval_asr.recognise import Clock, LazyRecogniser, TranscribeAll, is_read_error
 from eval_asr.records import Timing
@@ -79,7 +79,9 @@ class RunSummary:
         before = [f"{self.num_kept} were there"] if self.num_kept else []
         before += [f"{self.num_retried} tried again after a failure"] if self.num_retried else []
         before += [f"{self.num_changed} with a new reference, as the corpus has changed"] if self.num_changed else []
-        failed = f", {self.num_failed} with an error (the first: {self.first_error})" if self.num_failed else ""
+        failed = (
+            f", {self.num_failed} with an error (the first: {short(self.first_error or '')})" if self.num_failed else ""
+        )
         rows = f"{self.num_rows} rows" + (f" ({'; '.join(before)})" if before else "")
         return f"{rows}{failed}, RTFx {speed}; {self.timing.sentence()}"
 
@@ -250,7 +252,7 @@ def _check_same_corpus(manifest: Path, names: Iterable[str], clips: set[str]) ->
     foreign = [name for name in names if name not in clips]
     if foreign:
         raise ResultsError(
-            f"{manifest}: has rows of clips of another corpus ({foreign[0]!r} and {len(foreign) - 1} more); "
+            f"{manifest}: has rows of clips of another corpus ({short(foreign[0])!r} and {len(foreign) - 1} more); "
             "name another --out, or the corpus and options of before"
         )
 

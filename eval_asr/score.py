@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eval_asr.alignment import Piece, word_errors
-from eval_asr.errors import ScoringError, ScoringWarning
+from eval_asr.errors import ScoringError, ScoringWarning, short
 from eval_asr.names import Run, SetName, parse_manifest_name
 from eval_asr.normalise import Rules, left_out, rules_for
 from eval_asr.records import read_settings
@@ -251,9 +251,10 @@ def _normalised(rules: Rules, row: Row, text: str) -> str:
     try:
         return rules.normalise(text)
     except Exception as error:  # the normalisers raise what their arithmetic raises
+        reason = short(f"{type(error).__name__}: {error}")
         raise ScoringError(
-            f"{row.audio_filepath}: the normaliser fails on {text[:60]!r} ({type(error).__name__}: {str(error)[:200]})"
-            "; mend that text in the manifest"
+            f"{short(row.audio_filepath)}: the normaliser fails on {text[:60]!r} ({reason}); mend that text in the "
+            "manifest"
         ) from error
 
 

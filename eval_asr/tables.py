@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval_asr.compare import ChangedClip, Comparison
+from eval_asr.errors import short
 from eval_asr.names import run_names
 from eval_asr.score import Composite, ScoredRow, SetScore, composites
 
@@ -103,7 +104,7 @@ def _lengths(score: SetScore) -> str:
 
 def _failures(score: SetScore) -> str:
     failed = [row.row for row in score.rows if row.row.error is not None]
-    first = f"; the first, {failed[0].audio_filepath}: {failed[0].error}" if failed else ""
+    first = f"; the first, {short(failed[0].audio_filepath)}: {short(failed[0].error or '')}" if failed else ""
     verb = "counts" if score.num_failed == 1 else "count"
     return f"{score.name.dataset}: {_clips(score.num_failed)} failed and {verb} as empty{first}"
 

@@ -44,7 +44,7 @@ def write_html(scores: Sequence[SetScore], path: Path) -> None:
     """
     page = render_html(scores, path.absolute().parent)
     with written_whole(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_bytes(page.encode("utf-8", "backslashreplace"))
 
 
 def render_html(scores: Sequence[SetScore], beside: Path) -> str:

@@ -53,7 +53,7 @@ def set_names(scores: Sequence[SetScore]) -> list[str]:
 def address(file: Path, folder: Path) -> str:
     """What a page in ``folder`` calls a file: relative to it, so that both can move together."""
     try:
-        return quote(Path(os.path.relpath(file, folder)).as_posix())
+        return quote(os.fsencode(Path(os.path.relpath(file, folder)).as_posix()))
     except ValueError:  # on another drive
         return file.absolute().as_uri()
 

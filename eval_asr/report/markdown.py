@@ -63,7 +63,7 @@ def write_markdown(scores: Sequence[SetScore], path: Path, *, picture: Path | No
     """Write it; whole or not at all. The picture's address is relative to the markdown's folder."""
     link = None if picture is None else address(picture, path.parent)
     with written_whole(path) as partial:
-        partial.write_text(to_markdown(scores, picture=link), encoding="utf-8")
+        partial.write_bytes(to_markdown(scores, picture=link).encode("utf-8", "backslashreplace"))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,61 @@ def test_nothing_is_recognised_where_a_later_corpus_cannot_go_on(
     assert main(["run", "--data", str(other), *out, "--batch-size", "2"]) == 0
     assert main(["run", "--data", str(corpus), "--data", str(other), *out]) == 1
     assert len(tones) == 1
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, tones: list[ToneRecogniser]) -> None:
+    """Folders' names are bytes; results and reports are text."""
+    corpus = write_corpus(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), 2, durations=False)
+    out = tmp_path / "out"
+    assert main(["run", "--data", str(corpus), "--out", str(out), "--quiet", "--warmup", "0"]) == 0
+    [score] = score_folder(out)
+    assert score.name.path == "caf\\xe9"
+    assert main(["report", str(out), "--out", str(tmp_path / "page.html"), "--markdown", str(tmp_path / "m.md")]) == 0
+    assert "caf%E9/clip0.wav" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_results_names_have_a_length(
+    tmp_path: Path, tones: list[ToneRecogniser], capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = write_corpus(tmp_path / ("y" * 200), 2)
+    assert main(["run", "--data", str(corpus), "--out", str(tmp_path / "out"), "--quiet"]) == 1
+    assert "at most 220 are possible" in capsys.readouterr().err
+    assert not tones
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', "{", "[" * 100_000, '{"options": 3}', '{"num_clips": "3"}'])
+def test_damaged_settings_are_one_short_line(
+    corpus: Path, tmp_path: Path, tones: list[ToneRecogniser], capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    out = tmp_path / "out"
+    command = ["run", "--data", str(corpus), "--out", str(out), "--quiet", "--warmup", "0"]
+    assert main(command) == 0
+    (out / NAME).with_suffix(".run.json").write_text(content, "utf-8")
+    capsys.readouterr()
+    for arguments in (["score", str(out)], command):
+        assert main(arguments) == 1
+        message = capsys.readouterr().err
+        assert "run.json: is damaged" in message
+        assert message.count("\n") == 1
+        assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['"duration": "2"', '"duration": NaN', f'"time": {"9" * 400}', f'"time": {"9" * 5000}', '"text": "\\ud83c"'],
+)
+def test_damaged_rows_are_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str) -> None:
+    line = '{"audio_filepath": "a", "text": "x", "pred_text": "x", ' + value + "}"
+    (tmp_path / NAME).write_text(line + "\n", "utf-8")
+    assert main(["score", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert f"{NAME}: line 1 " in message
+    assert message.count("\n") == 1
+    assert len(message) < 500
+
+
+def test_what_a_killed_run_was_writing_is_cleared_away(corpus: Path, tmp_path: Path) -> None:
+    left = tmp_path / f".{NAME.removesuffix('.jsonl')}.123.jsonl"
+    left.write_text("half", "utf-8")
+    run(corpus, tmp_path / NAME)
+    assert not left.exists()
