@@ -80,7 +80,9 @@ class RunSummary:
         before += [f"{self.num_retried} tried again after a failure"] if self.num_retried else []
         before += [f"{self.num_changed} with a new reference, as the corpus has changed"] if self.num_changed else []
         failed = (
-            f", {self.num_failed} with an error (the first: {short(self.first_error or '')})" if self.num_failed else ""
+            f", {self.num_failed} with an error (the first: {short(self.first_error or '', 400)})"
+            if self.num_failed
+            else ""
         )
         rows = f"{self.num_rows} rows" + (f" ({'; '.join(before)})" if before else "")
         return f"{rows}{failed}, RTFx {speed}; {self.timing.sentence()}"
