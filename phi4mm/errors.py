@@ -15,7 +15,7 @@ class AudioError(Phi4MMError):
 
 
 class AudioReadError(AudioError):
-    """An input/output error came while audio was read; the audio itself may be whole."""
+    """Reading a file failed (an input/output error), whatever it holds: it may be read another time."""
 
 
 class ImageError(Phi4MMError):
