@@ -49,9 +49,9 @@ def run_command(arguments: Sequence[str] | None) -> int:
 def _run(options: argparse.Namespace) -> int:
     try:
         return _run_all(options)
-    except KeyboardInterrupt:
-        report_error(PROGRAM, "stopped; the rows so far are kept: the same command goes on")
-        return 130  # as shells have it
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note("the rows so far are kept: the same command goes on")
+        raise
 
 
 def _run_all(options: argparse.Namespace) -> int:
