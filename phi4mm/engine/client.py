@@ -61,9 +61,11 @@ class Client:
         """Queue a request. Media are read in another thread; what is wrong with them is raised by the handle.
 
         Raises:
+            PromptError: an option or the prompt is bad.
             ClosedError: the model is closed.
         """
         self.engine.check_open()
+        self.check(request)
         if not (request.images or request.audios):
             return self.submit_row(request, self.processor.row(request), group)
         return self.submit_read(lambda: (request, self.processor.row(request)), request.sampling.n, group)
@@ -77,6 +79,7 @@ class Client:
                 return 0
             try:
                 request, row = read()
+                self.check(request)
                 self._enter(handle, request, row, group)
             except Exception as error:
                 _fail(handle, error if isinstance(error, Phi4MMError) else _unexpected(error))
@@ -90,8 +93,10 @@ class Client:
         """Queue a request that is read.
 
         Raises:
+            PromptError: a token id of its options is not in the vocabulary.
             ClosedError: the model is closed.
         """
+        self.check(request)
         handle = make_handle(request.sampling.n)
         self._enter(handle, request, row, group, counted=False)
         return handle
@@ -137,6 +142,14 @@ class Client:
             self.engine.call(lambda core: core.scheduler.drop_prefixes(adapter))
         finally:
             self._users.allow(adapter)
+
+    def check(self, request: Request) -> None:
+        """Refuse options that this model cannot carry out.
+
+        Raises:
+            PromptError: a token id is not in the vocabulary.
+        """
+        request.sampling.check_vocabulary(self.model.config.decoder.vocab_size)
 
     def _enter(self, handle: Handle, request: Request, row: Row, group: Group | None, *, counted: bool = True) -> None:
         adapters = row.route.adapters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from phi4mm.validate import check_number, check_whole
+from phi4mm.validate import check_number, check_whole, make_plain
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class EngineOptions:
     read_ahead_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_number("cache_share", self.cache_share, 0, 1, open_below=True)
         for field in fields(self):
             if field.name != "cache_share":

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from phi4mm.content import Content, MediaPlace, appended, is_blank, is_content, parts_of, with_places
 from phi4mm.errors import PromptError
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.types import Request
-from phi4mm.validate import check_choice, check_strings, check_text, wrong
+from phi4mm.validate import check_choice, check_strings, check_text, shown, wrong
 
-_PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
 _TOOL_CALL_MARK = re.compile(r"(<\|/?tool_call\|>)")
 _TOOL_CALLS = re.compile(r"<\|tool_call\|>(.*?)(?:<\|/tool_call\|>|$)", re.DOTALL)
 _ROLES = {"user": "<|user|>", "assistant": "<|assistant|>", "tool": "<|tool_response|>"}
@@ -28,24 +29,16 @@ _BOTH_PROMPT = (
     "Use <sep> as a separator between the original transcript and the translation."
 )
 _SUMMARIZE_PROMPT = "Summarize the audio."  # the model card gives no wording for this
-_HOTWORDS = "{prompt} These words may occur: {words}."  # nor for this
-
-
-@dataclass(frozen=True)
-class MediaPlace:
-    """Where a medium's tokens go: ``kind`` is "image" or "audio", ``index`` counts from 0 among its kind."""
-
-    kind: str
-    index: int
-
+_HOTWORDS = " These words may occur: "  # nor for this
 
 Piece = int | MediaPlace
 
 
 def speech_prompt(
     task: str, language: str | None = None, *, prompt: str | None = None, hotwords: Sequence[str] = ()
-) -> str:
-    """The instruction of a speech task, in the model card's wording unless another is given.
+) -> Content:
+    """The instruction of a speech task, in the model card's wording unless another is given. Only ``prompt`` may place
+    the audio, with ``<|audio_1|>``: language and hot words are plain text.
 
     Args:
         task: "transcribe", "translate", "transcribe_translate" (both, separated by ``<sep>``) or "summarize".
@@ -66,105 +59,111 @@ def speech_prompt(
     check_text("to", language, or_none=True)
     check_text("prompt", prompt, or_none=True)
     check_strings("hotwords", hotwords, "words")
+    own = templates[task]
+    if prompt is None and ("{language}" in own) != (language is not None):
+        expected = "no language (to=None)" if language is not None else 'a language, such as to="German"'
+        raise PromptError(f"task {task!r} takes {expected}; got to={shown(language)}")
+    plain = [(_HOTWORDS, ", ".join(hotwords)), (".", "")] if hotwords else []
     if prompt is None:
-        if ("{language}" in templates[task]) != (language is not None):
-            expected = "no language (to=None)" if language is not None else 'a language, such as to="German"'
-            raise PromptError(f"task {task!r} takes {expected}; got to={language!r}")
-        prompt = templates[task].format(language=language)
-    return _HOTWORDS.format(prompt=prompt, words=", ".join(hotwords)) if hotwords else prompt
+        own, *ends = own.split("{language}")
+        plain = [*(pair for end in ends for pair in (("", language or ""), (end, ""))), *plain]
+    return appended(own if prompt is None else prompt, *plain)
 
 
-def render(request: Request, tokenizer: Tokenizer) -> list[Piece]:
+def render(request: Request, tokenizer: Tokenizer, max_tokens: int = sys.maxsize) -> list[Piece]:
     """The request as token ids and media places, ending where the answer begins.
 
+    Args:
+        request: what to render.
+        tokenizer: of the checkpoint.
+        max_tokens: that a prompt may have. A longer one is refused before it costs time.
+
     Raises:
-        PromptError: a turn, a tool or a placeholder is wrong.
+        PromptError: a turn, a tool or a placeholder is wrong, or the prompt is too long.
     """
     counts = {"image": len(request.images), "audio": len(request.audios)}
+    _check_length(2 * len(request.history) + sum(counts.values()), max_tokens)
     turns = [*(_turn(turn, number) for number, turn in enumerate(request.history, 1)), ("user", request.text)]
-    placed = [
-        MediaPlace(kind, int(number) - 1)
-        for role, content in turns
-        if role == "user"
-        for kind, number in _PLACEHOLDER.findall(content)
-        if counts[kind]
-    ]
+    opening = _opening(request)
+    texts = (part for _, content in (*turns, *opening) for part in parts_of(content) if isinstance(part, str))
+    _check_length(sum(map(len, texts)) // tokenizer.longest_token, max_tokens)
+
+    parsed = [(role, with_places(text, counts) if role == "user" else parts_of(text)) for role, text in turns]
+    placed = [part for _, parts in parsed for part in parts if isinstance(part, MediaPlace)]
     _check_places(placed, counts)
+    placed_kinds = {place.kind for place in placed}
+    first = [MediaPlace(kind, index) for kind in counts if kind not in placed_kinds for index in range(counts[kind])]
+    question = (*first, *parsed.pop()[1])
+    if not (parsed and parsed[-1][0] == "tool" and is_blank(question)):
+        parsed.append(("user", question))
 
     pieces: list[Piece] = []
-    if request.system is not None or request.tools:
-        pieces += [tokenizer.control("<|system|>"), *tokenizer.encode(request.system or "")]
-        if request.tools:
-            tools = tokenizer.encode(_tools_json(request.tools))
-            pieces += [tokenizer.control("<|tool|>"), *tools, tokenizer.control("<|/tool|>")]
-        pieces.append(tokenizer.control("<|end|>"))
-
-    placed_kinds = {place.kind for place in placed}
-    for number, (role, content) in enumerate(turns):
+    for control, text in opening:
+        pieces += [tokenizer.control(control), *tokenizer.encode(text)]
+    for role, parts in parsed:
         pieces.append(tokenizer.control(_ROLES[role]))
-        if number == len(turns) - 1:
-            for kind in ("image", "audio"):
-                if kind not in placed_kinds:
-                    pieces += [MediaPlace(kind, index) for index in range(counts[kind])]
-        pieces += _content(role, content, counts, tokenizer)
+        for part in parts:
+            if isinstance(part, MediaPlace):
+                pieces.append(part)
+            else:
+                pieces += _assistant(part, tokenizer) if role == "assistant" else tokenizer.encode(part)
+            _check_length(len(pieces), max_tokens)
         pieces.append(tokenizer.control("<|end|>"))
     pieces.append(tokenizer.control("<|assistant|>"))
     return pieces
 
 
-def _turn(turn: Mapping[str, str], number: int) -> tuple[str, str]:
+def _check_length(least: int, max_tokens: int) -> None:
+    if least >= max_tokens:
+        raise PromptError(f"the prompt is at least {least} tokens long; this model holds {max_tokens}: shorten it")
+
+
+def _opening(request: Request) -> list[tuple[str, str]]:
+    """What comes before the turns: control tokens, each with the text that follows it."""
+    if request.system is None and not request.tools:
+        return []
+    tools = [("<|tool|>", _tools_json(request.tools)), ("<|/tool|>", "")] if request.tools else []
+    return [("<|system|>", request.system or ""), *tools, ("<|end|>", "")]
+
+
+def _turn(turn: Mapping[str, Any], number: int) -> tuple[str, Content]:
     role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
-    if role not in _ROLES or not isinstance(content, str):
-        raise PromptError(
-            f'history turn {number} is {turn!r:.80}; expected {{"role": one of {", ".join(_ROLES)}, "content": text}}'
-        )
-    return role, content
+    known = isinstance(role, str) and role in _ROLES
+    if not known or not (is_content(content) if role == "user" else isinstance(content, str)):
+        expected = f'{{"role": one of {", ".join(_ROLES)}, "content": text}}'
+        raise wrong(f"history turn {number}", turn, expected)
+    return str(role), cast("Content", content)
 
 
 def _check_places(placed: Sequence[MediaPlace], counts: Mapping[str, int]) -> None:
-    for place in placed:
-        name = f"<|{place.kind}_{place.index + 1}|>"
-        if not 0 <= place.index < counts[place.kind]:
-            raise PromptError(
-                f"the text places {name}, but the request carries {counts[place.kind]} {place.kind}(s); "
-                f"number them from 1, or pass the missing {place.kind}"
-            )
-        if placed.count(place) > 1:
-            raise PromptError(f"the text places {name} {placed.count(place)} times; place each {place.kind} once")
+    for place, times in Counter(placed).items():
+        if times > 1:
+            name = f"<|{place.kind}_{place.index + 1}|>"
+            raise PromptError(f"the text places {name} {times} times; place each {place.kind} once")
     for kind, count in counts.items():
         indices = {place.index for place in placed if place.kind == kind}
         missing = [str(index + 1) for index in range(count) if index not in indices]
         if indices and missing:
             raise PromptError(
-                f"the text places some {kind}s but not number {', '.join(missing)}; "
+                f"the text places some {kind}s but not number {', '.join(missing[:5])}; "
                 f"place every {kind} as <|{kind}_N|>, or none to put them all first"
             )
 
 
-def _content(role: str, content: str, counts: Mapping[str, int], tokenizer: Tokenizer) -> list[Piece]:
-    """A turn's text; only user turns place media, only assistant turns hold tool calls."""
-    pieces: list[Piece] = []
-    if role == "assistant":
-        for part in _TOOL_CALL_MARK.split(content):
-            pieces += [tokenizer.control(part)] if _TOOL_CALL_MARK.fullmatch(part) else tokenizer.encode(part)
-        return pieces
-    start = 0
-    if role == "user":
-        for match in _PLACEHOLDER.finditer(content):
-            kind = match[1]
-            if counts[kind]:
-                pieces += tokenizer.encode(content[start : match.start()])
-                pieces.append(MediaPlace(kind, int(match[2]) - 1))
-                start = match.end()
-    return pieces + list(tokenizer.encode(content[start:]))
+def _assistant(text: str, tokenizer: Tokenizer) -> list[int]:
+    """An assistant's turn: the marks of tool calls in it are control tokens."""
+    ids: list[int] = []
+    for part in _TOOL_CALL_MARK.split(text):
+        ids += [tokenizer.control(part)] if _TOOL_CALL_MARK.fullmatch(part) else tokenizer.encode(part)
+    return ids
 
 
 def _tools_json(tools: Sequence[Mapping[str, Any]]) -> str:
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise wrong("tools", tools, "a list of mappings (name, description, parameters)")
     try:
-        return json.dumps(list(tools), ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+        return json.dumps(list(tools), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise PromptError(f"tools cannot be written as JSON ({error}); use plain values, lists, dicts") from error
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from phi4mm.errors import shortened
+
+LONGEST_NAME = 300  # characters of a source that an error quotes
+
 
 def source_name(source: Any, default: str) -> str:
     """The path of a source as it was given, or of the file that it was opened from; ``default`` where it has none."""
     path = source
     if not isinstance(source, str | os.PathLike):
         path = getattr(source, "name", None) or getattr(source, "filename", None)
-    return (os.fsdecode(path) if isinstance(path, str | os.PathLike) else "") or default
+    return shortened(os.fsdecode(path) if isinstance(path, str | os.PathLike) else "", LONGEST_NAME) or default
 
 
 def is_url(source: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
@@ -41,6 +42,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return max([self._text.get_vocab_size(with_added_tokens=False) - 1, *self._control_names]) + 1
+
+    @cached_property
+    def longest_token(self) -> int:
+        """The most characters that one token stands for."""
+        return max(map(len, self._text.get_vocab(with_added_tokens=False)), default=1)
 
     def control(self, name: str) -> int:
         """The id of a control token such as ``"<|end|>"``.

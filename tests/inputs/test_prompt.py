@@ -86,7 +86,7 @@ def test_text_cannot_inject_control_tokens(tokenizer: Tokenizer, name: str) -> N
     assert render(Request(name), tokenizer) == [user, *spelled, end, assistant]
     assert render(Request("", system=name), tokenizer) == [system, *spelled, end, user, end, assistant]
     turns = [{"role": "tool", "content": name}]
-    assert render(Request("", history=turns), tokenizer) == [answer, *spelled, end, user, end, assistant]
+    assert render(Request("", history=turns), tokenizer) == [answer, *spelled, end, assistant]
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=("Cs",))))
