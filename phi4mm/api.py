@@ -155,20 +155,20 @@ class Phi4MM:
             Phi4MMError: the device, dtype, quantisation or adapter to merge is not available.
         """
         merge, prepack = _renamed(deprecated, merge, prepack)
-        if compile and (quantize is not None or prepack is True):
-            other = f"quantize={quantize!r}" if quantize is not None else "prepack=True"
-            raise Phi4MMError(f"{other} and compile=True do not go together; leave out all but one")
         check_path("source", source, or_none=True)
         check_choice("quantize", quantize, ("int8", "int4"), or_none=True)
         check_text("merge", merge, or_none=True)
         check_text("revision", revision, or_none=True)
         check_bool("compile", compile)
-        if prepack != "auto":
+        if not isinstance(prepack, str) or prepack != "auto":
             check_bool("prepack", prepack)
         if options is not None and not isinstance(options, EngineOptions):
             raise wrong("options", options, "EngineOptions or None")
         if options is not None and (cache_tokens is not None or max_rows != EngineOptions.max_rows):
             raise PromptError("options= holds cache_tokens and max_rows too; set them there alone")
+        if compile and (quantize is not None or prepack is True):
+            other = f"quantize={quantize!r}" if quantize is not None else "prepack=True"
+            raise Phi4MMError(f"{other} and compile=True do not go together; leave out all but one")
         bounds = options or EngineOptions(cache_tokens=cache_tokens, max_rows=max_rows)
         loaded = load(
             source,
@@ -371,8 +371,9 @@ class Phi4MM:
         an iterator of its consecutive parts, each ``(samples, sampling_rate)``, best with ``batch_size=1``. An option
         that is out of range raises here; audio that cannot be read, when the segment is asked for that meets it.
         """
+        text = speech_prompt(task, to, prompt=prompt, hotwords=hotwords)
         speech, decoding = SpeechOptions.split(options, task=task)
-        request = _speech_request(speech_prompt(task, to, prompt=prompt, hotwords=hotwords), decoding)
+        request = _speech_request(text, decoding)
         return Transcription(self._client, stream_audio(audio, channel=speech.channel), request, speech)
 
     def transcribe_batch(

@@ -54,7 +54,8 @@ class BatchError(Phi4MMError):
     def __init__(self, results: Sequence[Any], errors: Mapping[int, Phi4MMError]) -> None:
         self.results = list(results)
         self.errors = dict(errors)
-        lines = [f"request {index}: {error}" for index, error in sorted(self.errors.items())[:_SHOWN]]
+        shown = sorted(self.errors.items())[:_SHOWN]
+        lines = [f"request {index}: {shortened(str(error), _LONGEST // 4)}" for index, error in shown]
         if len(self.errors) > _SHOWN:
             lines.append(f"and {len(self.errors) - _SHOWN} more: see .errors")
         good = len(self.results) - len(self.errors)

@@ -38,7 +38,10 @@ def plain(value: Any) -> Any:
     """A number of another library (``numpy.int64``, ``numpy.float32``) as an int or float; all else as it is."""
     if type(value) in (int, float, bool, str) or not isinstance(value, numbers.Real):
         return value
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
+    try:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    except OverflowError:  # which the option's check refuses
+        return value
 
 
 def make_plain(options: Any) -> None:

@@ -79,11 +79,13 @@ class Processor:
             PromptError: there are no requests, or they are not a list.
             BatchError: some requests are bad; its ``results`` hold the good ones' rows.
         """
-        if isinstance(requests, Request | Mapping | str) or not isinstance(requests, Iterable):
-            raise wrong("requests", requests, "a list of requests, even for a single one")
+        try:
+            requests = iter(() if isinstance(requests, Request | Mapping | str) else requests)
+        except TypeError as error:
+            raise wrong("requests", requests, "a list of requests, even for a single one") from error
         rows, errors = self.rows(requests)
         if not rows:
-            raise PromptError("requests is empty; expected at least one")
+            raise PromptError("requests holds none; expected a list of at least one")
         if errors:
             raise BatchError(rows, errors)
         return self.collate([row for row in rows if row is not None])
