@@ -121,7 +121,7 @@ def _read_standard_input(options: argparse.Namespace) -> bytes:
     """What stands for "-", and for the question where nothing at all is asked.
 
     Raises:
-        PromptError: several inputs are to be read from it.
+        PromptError: several inputs are to be read from it, or it cannot be read.
     """
     named = [options.question, *options.image, *options.audio].count(STANDARD_INPUT)
     if named > 1:
@@ -130,7 +130,10 @@ def _read_standard_input(options: argparse.Namespace) -> bytes:
     if nothing and sys.stdin is not None and not sys.stdin.isatty():
         options.question = STANDARD_INPUT
         named = 1
-    return sys.stdin.buffer.read() if named and sys.stdin is not None else b""
+    try:
+        return sys.stdin.buffer.read() if named and sys.stdin is not None else b""
+    except OSError as error:
+        raise PromptError(f"standard input cannot be read ({error.strerror or error}); ask something else") from error
 
 
 def _question(options: argparse.Namespace, read: bytes) -> str:

@@ -77,7 +77,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")
-    if not isinstance(name, str | torch.device) or str(name).startswith("meta"):
+    if not isinstance(name, str | torch.device) or str(name) == "meta":
         raise Phi4MMError(
             f"device is {shown(name)}; expected 'auto', a name such as 'cpu' or 'cuda:1', or a torch.device"
         )
@@ -103,7 +103,7 @@ def resolve_dtype(name: str | torch.dtype) -> torch.dtype | None:
         return None
     elif isinstance(name, str) and name in _DTYPES:
         return _DTYPES[name]
-    raise Phi4MMError(f"dtype is {shown(name)}; expected 'auto' or one of {', '.join(_DTYPES)}")
+    raise Phi4MMError(f"dtype is {shown(str(name))}; expected 'auto' or one of {', '.join(_DTYPES)}")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
