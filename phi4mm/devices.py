@@ -74,13 +74,13 @@ def resolve_device(name: str | torch.device) -> torch.device:
     Raises:
         Phi4MMError: it is not available.
     """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
     if not isinstance(name, str | torch.device) or str(name) == "meta":
         raise Phi4MMError(
             f"device is {shown(name)}; expected 'auto', a name such as 'cpu' or 'cuda:1', or a torch.device"
         )
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -88,6 +88,16 @@ def resolve_device(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise Phi4MMError(f"device {shown(str(name))} is not available here ({reason}); try 'auto' or 'cpu'") from error
     return device
+
+
+def prepare(device: torch.device) -> None:
+    """Choose the attention kernels of a GPU, for the whole process.
+
+    cuDNN's, which torch prefers on Hopper, makes a plan for every new length, which takes 1.5 ms: a decode step of
+    Phi-4-mini spent 59 ms on plans for 8 ms of work (H100, torch 2.11).
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def resolve_dtype(name: str | torch.dtype) -> torch.dtype | None:
