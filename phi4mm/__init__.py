@@ -16,6 +16,7 @@ from phi4mm.errors import (
 )
 from phi4mm.types import (
     Modality,
+    OutputFormat,
     Reply,
     Request,
     Route,
@@ -41,6 +42,7 @@ __all__ = [
     "ClosedError",
     "ImageError",
     "Modality",
+    "OutputFormat",
     "Phi4MM",
     "Phi4MMError",
     "PromptError",

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi4mm import __version__
@@ -18,7 +19,7 @@ from phi4mm.cli import add_model_options, exit_code, load_model, prepare_environ
 from phi4mm.content import placeholders
 from phi4mm.errors import PromptError
 from phi4mm.inputs.clip import Clip
-from phi4mm.types import Request
+from phi4mm.types import OutputFormat, Request
 
 if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
@@ -71,6 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end the answer before it; may be repeated"
     )
+    group.add_argument(
+        "--json-schema", metavar="FILE|TEXT", help="answer in JSON that fits this schema, a file or the text itself"
+    )
     group = parser.add_argument_group("output")
     group.add_argument(
         "--json", action="store_true", help="one JSON object: text, token_ids, finish_reason, usage, ..."
@@ -97,6 +101,8 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             name: getattr(options, name)
             for name in ("system", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop")
         }
+        if options.json_schema is not None:
+            decoding["output"] = OutputFormat(json_schema=_schema(options.json_schema))
         clip = Clip() if options.clip is None else Clip.parse(options.clip)
         if options.clip is not None and not options.audio:
             raise PromptError("--clip takes a part of --audio; name one")
@@ -175,6 +181,19 @@ def _media(options: argparse.Namespace, clip: Clip, read: bytes) -> dict[str, li
     images = [load_image(**source(name)) for name in options.image]
     waveforms = [clip.of(load_audio(**source(name)), name) for name in options.audio]
     return {"images": images, "audios": [(each.samples, each.sampling_rate) for each in waveforms]}
+
+
+def _schema(text: str) -> Any:
+    """The JSON schema of a file or of the text itself."""
+    where = "--json-schema"
+    try:
+        if not text.lstrip().startswith("{"):
+            where, text = f"--json-schema {text}", Path(text).read_text(encoding="utf-8")
+        return json.loads(text)
+    except OSError as error:
+        raise PromptError(f"{where}: cannot be read ({error.strerror}); expected a file or a JSON schema") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{where}: not JSON ({error}); expected a JSON schema") from error
 
 
 def _answer(request: Request, options: argparse.Namespace) -> int:

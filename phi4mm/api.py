@@ -39,7 +39,7 @@ from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
-from phi4mm.types import DecodingOptions, Reply, Request, RequestOptions, Segment, Transcript
+from phi4mm.types import ChatOptions, DecodingOptions, Reply, Request, Segment, Transcript
 from phi4mm.validate import (
     check_bool,
     check_choice,
@@ -226,6 +226,11 @@ class Phi4MM:
         """Forget what was computed for earlier requests: prefixes in the KV cache and embeddings of media."""
         self._client.engine.call(Core.drop_caches)
 
+    def prepare_grammars(self) -> None:
+        """Make ready for structured output and tools now, which the first request that needs it does otherwise; it
+        takes about a second with a vocabulary of 200,000."""
+        _ = self._client.grammars.tokenizer
+
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, layout: Literal["phi4mm", "transformers"] = "phi4mm"
     ) -> Path:
@@ -262,15 +267,17 @@ class Phi4MM:
         """
         return self._client.submit(Request.of(request))
 
-    def chat(self, text: Text = "", **options: Unpack[RequestOptions]) -> Reply:
+    def chat(self, text: Text = "", **options: Unpack[ChatOptions]) -> Reply:
         """Answer one request.
 
         Args:
             text: the user's text; or a list of messages as chat templates take them, with the system message, earlier
                 turns and media in it: ``[{"role": "user", "content": [{"type": "image", "image": "cat.png"},
                 {"type": "text", "text": "What is it?"}]}]`` (``Request.make``).
-            **options: any other field of ``Request`` (images, audios, system, history, tools, adapter) and of
-                ``SamplingParams`` (max_new_tokens, temperature, top_p, stop, seed, ...).
+            **options: any other field of ``Request`` (images, audios, system, history, tools, adapter, ...) and of
+                ``SamplingParams`` (max_new_tokens, temperature, top_p, stop, seed, ...); and what the text must be:
+                ``response_format`` (a Pydantic model class, a JSON schema or OpenAI's form), ``regex`` or ``grammar``
+                (see docs/structured.md).
 
         Raises:
             Phi4MMError: an input or option is bad.
@@ -312,7 +319,7 @@ class Phi4MM:
         reads = [partial(read, one) for one in made]
         return _all_or_errors(self._client.results(reads, batch_size=batch_size, choices=choices))
 
-    def stream(self, text: Text = "", **options: Unpack[RequestOptions]) -> Iterator[str]:
+    def stream(self, text: Text = "", **options: Unpack[ChatOptions]) -> Iterator[str]:
         """Answer one request piece by piece; the pieces together are ``chat``'s text. Arguments as ``chat``.
 
         A bad input raises here, before the first piece. Closing the iterator ends the request.

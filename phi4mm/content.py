@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from phi4mm.errors import PromptError, shortened
-from phi4mm.validate import check_choice, check_sequence, check_whole, shown, wrong
+from phi4mm.validate import check_choice, check_sequence, check_whole, wrong
 
 # ASCII digits alone: \d would take those of every script.
 _PLACEHOLDER = re.compile(r"<\|(image|audio)_([0-9]+)\|>")
@@ -141,7 +140,7 @@ def read_messages(messages: Sequence[Any], images: Any = (), audios: Any = ()) -
             the user's or a tool's. Parts are ``{"type": "text", "text": ...}``, ``{"type": "image", "image": source}``
             and ``{"type": "audio", "audio": source}``; "path" may stand for the latter keys. In a part's text nothing
             is a placeholder. A medium without a source is the next of ``images`` or ``audios``. The assistant's
-            messages may have "tool_calls".
+            messages may have "tool_calls", a tool's a "tool_call_id".
         images, audios: media that the messages place without holding them.
 
     Raises:
@@ -165,7 +164,8 @@ def read_messages(messages: Sequence[Any], images: Any = (), audios: Any = ()) -
                 raise PromptError(f"message {number} is the system's; expected that it is the first, or none")
             system = content if isinstance(content, str) else "".join(str(part) for part in content)
         else:
-            turns.append({"role": role, "content": content})
+            kept = {key: message[key] for key in ("tool_calls", "tool_call_id") if message.get(key) is not None}
+            turns.append({"role": role, "content": content, **kept})
     if not turns or turns[-1]["role"] == "assistant":
         last = "the assistant's" if turns else "missing"
         raise PromptError(f"the last message is {last}; expected the user's, or a tool's result")
@@ -179,10 +179,9 @@ def read_messages(messages: Sequence[Any], images: Any = (), audios: Any = ()) -
 
 
 def _content(message: Mapping[str, Any], role: str, name: str, media: Mapping[str, _Media]) -> Content:
-    """A message's content; of the assistant, with its tool calls."""
-    content, calls = message.get("content"), message.get("tool_calls")
-    if calls and role == "assistant":
-        return ("" if content is None else _joined(content, name)) + _tool_calls(calls, name)
+    content = message.get("content")
+    if content is None and role == "assistant" and message.get("tool_calls"):
+        return ""
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
@@ -198,25 +197,3 @@ def _content(message: Mapping[str, Any], role: str, name: str, media: Mapping[st
             allowed = "text, image or audio" if role == "user" else f"text, as it is the {role}'s"
             raise wrong(f"{name}: a part", part, f'{{"type": ..., ...}} of type {allowed}')
     return tuple(parts) if role == "user" else "".join(str(part) for part in parts)
-
-
-def _joined(content: Any, name: str) -> str:
-    text = _content({"content": content}, "assistant", name, {})
-    assert isinstance(text, str)
-    return text
-
-
-def _tool_calls(calls: Any, name: str) -> str:
-    """Calls as the model writes them."""
-    made = []
-    for call in calls if isinstance(calls, list | tuple) else [calls]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise wrong(f"{name}: a tool call", call, '{"function": {"name": ..., "arguments": ...}}')
-        arguments = function.get("arguments", {})
-        try:
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            made.append(json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise PromptError(f"{name}: the arguments {shown(arguments)} are not JSON; expected an object") from error
-    return f"<|tool_call|>[{', '.join(made)}]<|/tool_call|>"

@@ -10,7 +10,9 @@ from typing import Any, Protocol, TypedDict, cast
 
 from phi4mm.content import Content, is_blank, is_content, is_messages, read_messages
 from phi4mm.errors import PromptError
+from phi4mm.output_format import OutputFormat as OutputFormat
 from phi4mm.validate import (
+    check_bool,
     check_number,
     check_sequence,
     check_strings,
@@ -27,6 +29,7 @@ MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 64, 1000  # each is looked for after every token
 MAX_TOKEN_IDS = 1 << 20  # of a list of token ids: more than any vocabulary has
+_FORMATS = ("response_format", "regex", "grammar")  # ways to write ``output`` in ``Request.make``
 _SEEDS = range(-(2**63), 2**64)  # 64 bits, with a sign or without, as torch.Generator takes them
 
 
@@ -101,6 +104,8 @@ class SamplingParams:
             bfloat16 and float16 logits are rounded differently in batches of other sizes, which may turn a draw.
             ``None`` for a fresh one.
         processors: called one after another on the row's logits before each choice.
+        output: what the text must be: only tokens that keep to it are chosen, and a token ends the row only where the
+            text is complete. ``max_new_tokens`` and ``stop`` may still end it before. ``None``: anything.
 
     Numbers may be numpy's. That token ids are in the vocabulary is checked when the request is handed in.
 
@@ -124,6 +129,7 @@ class SamplingParams:
     n: int = 1
     seed: int | None = None
     processors: Sequence[LogitsProcessor] = ()
+    output: OutputFormat | None = None
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -158,6 +164,8 @@ class SamplingParams:
         for processor in self.processors:
             if not callable(processor):
                 raise wrong("processors", processor, "functions of (token_ids, logits)")
+        if not isinstance(self.output, OutputFormat | None):
+            raise wrong("output", self.output, "an OutputFormat or None")
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse token ids that a vocabulary of this size does not have.
@@ -191,8 +199,17 @@ class Request:
             of ``datasets`` (``{"array": ..., "sampling_rate": ...}``).
         system: the system message.
         history: earlier turns, each ``{"role": "user" | "assistant" | "tool", "content": text}``. User turns may place
-            the request's media too. After a tool's turn ``text`` may be empty: the answer follows the tool's.
-        tools: tool definitions, each a JSON-serialisable mapping.
+            the request's media too. An assistant's may have ``tool_calls``, as ``Reply.tool_calls`` or as OpenAI has
+            them; a tool's may have the ``tool_call_id`` of the call that it answers. After a tool's turn ``text`` may
+            be empty: the answer follows the tool's.
+        tools: tool definitions, each ``{"name", "description", "parameters"}``, or OpenAI's ``{"type": "function",
+            "function": {...}}``; the parameters are a JSON schema or the model card's ``{name: {"description", "type",
+            "default"}}``.
+        tool_choice: whether the reply calls tools: ``"none"`` (it does not; they are left out of the prompt),
+            ``"auto"`` (as the model decides), ``"required"`` (it does), ``{"name": ...}`` (this one), or ``{"allowed":
+            [names], "mode": "auto" | "required"}`` (only these). A call names one of the tools, and its arguments fit
+            that tool's parameters.
+        parallel_tool_calls: whether there may be several calls in one reply.
         adapter: ``"auto"`` (by modality), ``None`` (the bare decoder), an adapter's name, a tuple of names whose
             updates are summed, or ``"auto+NAME"`` for one on top of the modality's own.
         sampling: how tokens are chosen and when the reply ends.
@@ -208,6 +225,8 @@ class Request:
     system: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
     tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] = "auto"
+    parallel_tool_calls: bool = True
     adapter: str | tuple[str, ...] | None = "auto"
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
@@ -218,6 +237,8 @@ class Request:
             check_sequence(name, getattr(self, name), f"{name}, even for a single one")
         if not isinstance(self.system, str | None):
             raise wrong("system", self.system, "a string or None")
+        _check_tool_choice(self.tool_choice, has_tools=bool(self.tools))
+        check_bool("parallel_tool_calls", self.parallel_tool_calls)
         names = self.adapter if isinstance(self.adapter, tuple) else ()
         if not isinstance(self.adapter, str | tuple | None) or not all(isinstance(name, str) for name in names):
             raise wrong("adapter", self.adapter, "a name, a tuple of names, or None")
@@ -244,7 +265,8 @@ class Request:
 
     @classmethod
     def make(cls, /, text: Content | Sequence[Mapping[str, Any]] = "", **options: Any) -> Request:
-        """A request from its fields, those of ``SamplingParams`` among them or together as ``sampling``.
+        """A request from its fields, those of ``SamplingParams`` among them or together as ``sampling``; and
+        ``response_format``, ``regex`` or ``grammar`` for ``output`` (``OutputFormat.of``).
 
         In place of the text there may be a list of messages as chat templates take them, which hold the system
         message, the history and the media too (``phi4mm.content.read_messages``)::
@@ -256,9 +278,9 @@ class Request:
             PromptError: an option is not known, or its value is bad.
         """
         own, sampling = _names(cls), _names(SamplingParams)
-        unknown = [name for name in options if name not in own | sampling]
+        unknown = [name for name in options if name not in own | sampling | set(_FORMATS)]
         if unknown:
-            known = [field.name for field in (*fields(cls), *fields(SamplingParams))]
+            known = [*(field.name for field in (*fields(cls), *fields(SamplingParams))), *_FORMATS]
             hint = "; a list of messages is one request: put it into a list" if "role" in unknown else ""
             names = ", ".join(map(shorter, unknown))
             raise PromptError(f"a request has unknown keys {names}; known are {', '.join(known)}{hint}")
@@ -268,6 +290,11 @@ class Request:
             media = {name: options.pop(name) for name in ("images", "audios") if name in options}
             options.update(read_messages(cast("Sequence[Any]", text), **media))
             text = options.pop("text")
+        output = OutputFormat.of(**{name: options.pop(name) for name in _FORMATS if name in options})
+        if output is not None:
+            if options.get("output") is not None:
+                raise PromptError(f"output and one of {', '.join(_FORMATS)} are both given; leave out one")
+            options["output"] = output
         chosen = {name: value for name, value in options.items() if name in sampling}
         rest = {name: value for name, value in options.items() if name in own}
         if chosen:
@@ -276,6 +303,21 @@ class Request:
                 raise wrong("sampling", base, "SamplingParams")
             rest["sampling"] = replace(base, **chosen)
         return cls(cast("Content", text), **rest)
+
+
+def _check_tool_choice(choice: Any, *, has_tools: bool) -> None:
+    expected = 'none, auto, required, {"name": ...} or {"allowed": [names], "mode": "auto" or "required"}'
+    if isinstance(choice, Mapping):
+        allowed = choice.get("allowed")
+        is_list = isinstance(allowed, Sequence) and not isinstance(allowed, str | bytes)
+        named = choice.keys() == {"name"} and isinstance(choice["name"], str)
+        some = choice.keys() == {"allowed", "mode"} and is_list and choice["mode"] in ("auto", "required")
+        if not named and not (some and allowed and all(isinstance(name, str) for name in allowed)):
+            raise wrong("tool_choice", choice, expected)
+    elif not isinstance(choice, str) or choice not in ("none", "auto", "required"):
+        raise wrong("tool_choice", choice, expected)
+    if not has_tools and choice not in ("none", "auto"):
+        raise wrong("tool_choice", choice, "tools to choose from, which the request does not have")
 
 
 def _names(kind: type[Request] | type[SamplingParams]) -> set[str]:
@@ -416,6 +458,7 @@ class SamplingOptions(TypedDict, total=False):
     n: int
     seed: int | None
     processors: Sequence[LogitsProcessor]
+    output: OutputFormat | None
 
 
 class DecodingOptions(SamplingOptions, total=False):
@@ -433,3 +476,13 @@ class RequestOptions(DecodingOptions, total=False):
     system: str | None
     history: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
+    parallel_tool_calls: bool
+
+
+class ChatOptions(RequestOptions, total=False):
+    """``RequestOptions``, and other ways to write ``output``: see ``OutputFormat.of``."""
+
+    response_format: Any
+    regex: str | None
+    grammar: str | None

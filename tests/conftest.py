@@ -74,6 +74,10 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
             tensor.copy_(centre + noise * (0.2 if tensor.dim() > 1 else 0.1))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--schemas", type=int, default=30, help="random JSON schemas to try (default: 30)")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

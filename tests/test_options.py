@@ -79,7 +79,7 @@ def test_chat(tiny: Phi4MM) -> None:
         if "max_new_tokens" not in options:
             tiny.chat(**given)
 
-    assert faults(call, REQUEST + SAMPLING) == []
+    assert faults(call, [*REQUEST, *SAMPLING, "response_format", "regex", "grammar"]) == []
 
 
 def test_the_other_ways_to_ask(tiny: Phi4MM, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ BAD_SAMPLING: dict[str, list[Any]] = {
     "n": [0, 129, *BAD_WHOLE],
     "seed": ["7", 1.5, 2**70, 2**64, -(2**63) - 1, math.nan, True, [7]],
     "processors": [*BAD_LISTS, len, "x", [5], [None]],
+    "output": [{}, {"type": "object"}, "json", 5, True],
 }
 BAD_REQUESTS: dict[str, list[Any]] = {
     "text": [None, 5, b"x", ["x"]],
@@ -53,6 +54,23 @@ BAD_REQUESTS: dict[str, list[Any]] = {
     "system": [5, b"x", ["x"], True],
     "history": [None, "x", 5, {"role": "user", "content": "x"}],
     "tools": [None, "x", 5, {"name": "x"}],
+    "tool_choice": [
+        None,
+        5,
+        "any",
+        "required",
+        ["f"],
+        {},
+        {"name": 5},
+        {"name": "f"},
+        {"name": "f", "mode": "auto"},
+        {"allowed": []},
+        {"allowed": "f", "mode": "auto"},
+        {"allowed": ["f"], "mode": "none"},
+        {"allowed": [5], "mode": "auto"},
+        {"allowed": [], "mode": "auto"},
+    ],
+    "parallel_tool_calls": [None, 1, "yes"],
     "adapter": [0, 5, 1.5, True, False, [], ["speech"], ("speech", 5), ("speech", None), b"speech"],
     "sampling": [None, {}, {"temperature": 1.0}, 5],
 }

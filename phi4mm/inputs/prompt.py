@@ -10,11 +10,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
-from phi4mm.content import Content, MediaPlace, appended, is_blank, is_content, parts_of, with_places
+from phi4mm.content import Content, MediaPlace, appended, is_blank, is_content, with_places
 from phi4mm.errors import PromptError
 from phi4mm.inputs.tokenizer import Tokenizer
+from phi4mm.inputs.tools import calls_json, ordered_results, shown_tools
 from phi4mm.types import Request
 from phi4mm.validate import check_choice, check_strings, check_text, shown, wrong
 
@@ -83,31 +85,36 @@ def render(request: Request, tokenizer: Tokenizer, max_tokens: int = sys.maxsize
     """
     counts = {"image": len(request.images), "audio": len(request.audios)}
     _check_length(2 * len(request.history) + sum(counts.values()), max_tokens)
-    turns = [*(_turn(turn, number) for number, turn in enumerate(request.history, 1)), ("user", request.text)]
+    turns = [_turn(turn, number, counts) for number, turn in enumerate(ordered_results(request.history), 1)]
+    question = with_places(request.text, counts)
     opening = _opening(request)
-    texts = (part for _, content in (*turns, *opening) for part in parts_of(content) if isinstance(part, str))
+    texts = [text for _, text in opening] + [turn.calls for turn in turns]
+    texts += [part for parts in (question, *(turn.parts for turn in turns)) for part in parts if isinstance(part, str)]
     _check_length(sum(map(len, texts)) // tokenizer.longest_token, max_tokens)
 
-    parsed = [(role, with_places(text, counts) if role == "user" else parts_of(text)) for role, text in turns]
-    placed = [part for _, parts in parsed for part in parts if isinstance(part, MediaPlace)]
+    placed = [part for parts in (question, *(turn.parts for turn in turns)) for part in _places(parts)]
     _check_places(placed, counts)
     placed_kinds = {place.kind for place in placed}
     first = [MediaPlace(kind, index) for kind in counts if kind not in placed_kinds for index in range(counts[kind])]
-    question = (*first, *parsed.pop()[1])
-    if not (parsed and parsed[-1][0] == "tool" and is_blank(question)):
-        parsed.append(("user", question))
+    question = (*first, *question)
+    # After the results of tools the answer is due, unless there is something to add.
+    if not (turns and turns[-1].role == "tool" and is_blank(question)):
+        turns.append(_Turn("user", question))
 
     pieces: list[Piece] = []
     for control, text in opening:
         pieces += [tokenizer.control(control), *tokenizer.encode(text)]
-    for role, parts in parsed:
-        pieces.append(tokenizer.control(_ROLES[role]))
-        for part in parts:
+    for turn in turns:
+        pieces.append(tokenizer.control(_ROLES[turn.role]))
+        for part in turn.parts:
             if isinstance(part, MediaPlace):
                 pieces.append(part)
             else:
-                pieces += _assistant(part, tokenizer) if role == "assistant" else tokenizer.encode(part)
+                pieces += _assistant(part, tokenizer) if turn.role == "assistant" else tokenizer.encode(part)
             _check_length(len(pieces), max_tokens)
+        if turn.calls:
+            calls = tokenizer.encode(turn.calls)
+            pieces += [tokenizer.control("<|tool_call|>"), *calls, tokenizer.control("<|/tool_call|>")]
         pieces.append(tokenizer.control("<|end|>"))
     pieces.append(tokenizer.control("<|assistant|>"))
     return pieces
@@ -120,19 +127,39 @@ def _check_length(least: int, max_tokens: int) -> None:
 
 def _opening(request: Request) -> list[tuple[str, str]]:
     """What comes before the turns: control tokens, each with the text that follows it."""
-    if request.system is None and not request.tools:
+    shown_to_model = shown_tools(request)
+    if request.system is None and not shown_to_model:
         return []
-    tools = [("<|tool|>", _tools_json(request.tools)), ("<|/tool|>", "")] if request.tools else []
+    tools = [("<|tool|>", json.dumps(shown_to_model, ensure_ascii=False)), ("<|/tool|>", "")] if shown_to_model else []
     return [("<|system|>", request.system or ""), *tools, ("<|end|>", "")]
 
 
-def _turn(turn: Mapping[str, Any], number: int) -> tuple[str, Content]:
-    role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
+@dataclass(frozen=True)
+class _Turn:
+    """A turn, and the JSON of the tool calls that end it."""
+
+    role: str
+    parts: tuple[str | MediaPlace, ...]
+    calls: str = ""
+
+
+def _turn(turn: Any, number: int, counts: Mapping[str, int]) -> _Turn:
+    values: Mapping[str, Any] = turn if isinstance(turn, Mapping) else {}
+    role, content, calls = values.get("role"), values.get("content"), values.get("tool_calls")
+    where = f"history turn {number}"
+    if role == "assistant" and calls and content is None:
+        content = ""
     known = isinstance(role, str) and role in _ROLES
     if not known or not (is_content(content) if role == "user" else isinstance(content, str)):
-        expected = f'{{"role": one of {", ".join(_ROLES)}, "content": text}}'
-        raise wrong(f"history turn {number}", turn, expected)
-    return str(role), cast("Content", content)
+        raise wrong(where, turn, f'{{"role": one of {", ".join(_ROLES)}, "content": text}}')
+    if calls and role != "assistant":
+        raise PromptError(f"{where}: a turn of role {role} has tool_calls; only those of the assistant may")
+    parts = with_places(content or "", counts) if role == "user" else (content or "",)
+    return _Turn(str(role), parts, calls_json(calls, where) if calls else "")
+
+
+def _places(parts: Sequence[str | MediaPlace]) -> list[MediaPlace]:
+    return [part for part in parts if isinstance(part, MediaPlace)]
 
 
 def _check_places(placed: Sequence[MediaPlace], counts: Mapping[str, int]) -> None:
@@ -156,15 +183,6 @@ def _assistant(text: str, tokenizer: Tokenizer) -> list[int]:
     for part in _TOOL_CALL_MARK.split(text):
         ids += [tokenizer.control(part)] if _TOOL_CALL_MARK.fullmatch(part) else tokenizer.encode(part)
     return ids
-
-
-def _tools_json(tools: Sequence[Mapping[str, Any]]) -> str:
-    if not all(isinstance(tool, Mapping) for tool in tools):
-        raise wrong("tools", tools, "a list of mappings (name, description, parameters)")
-    try:
-        return json.dumps(list(tools), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PromptError(f"tools cannot be written as JSON ({error}); use plain values, lists, dicts") from error
 
 
 def parse_tool_calls(text: str) -> tuple[dict[str, Any], ...]:

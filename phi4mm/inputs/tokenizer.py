@@ -21,11 +21,15 @@ class Tokenizer:
     Args:
         file: a ``tokenizer.json`` (Hugging Face tokenizers); its added tokens are the control tokens.
 
+    Attributes:
+        file: as given.
+
     Raises:
         CheckpointError: the file is missing or not a tokenizer.
     """
 
     def __init__(self, file: Path) -> None:
+        self.file = file
         try:
             description = json.loads(file.read_text(encoding="utf-8"))
             added = description.pop("added_tokens", None) or []

@@ -252,7 +252,7 @@ def test_only_ascii_digits_number_media(tokenizer: Tokenizer) -> None:
     [
         Request("x" * 10**8),
         Request("x", system="x" * 10**8),
-        Request("x", tools=[{"x": "x" * 10**7}]),
+        Request("x", tools=[{"name": "x" * 10**7}]),
         Request("x", history=[{"role": "user", "content": "x"}] * 10**7),
         Request("x", images=range(10**12)),
         Request("x", history=[{"role": "user", "content": "x" * 400}] * 10),
