@@ -18,7 +18,6 @@ from phi4mm.validate import check_choice, check_strings, check_text, wrong
 
 _PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
 _TOOL_CALL_MARK = re.compile(r"(<\|/?tool_call\|>)")
-_TOOL_CALLS = re.compile(r"<\|tool_call\|>(.*?)(?:<\|/tool_call\|>|$)", re.DOTALL)
 _ROLES = {"user": "<|user|>", "assistant": "<|assistant|>", "tool": "<|tool_response|>"}
 
 TRANSCRIBE_PROMPT = "Transcribe the audio clip into text."
@@ -166,18 +165,3 @@ def _tools_json(tools: Sequence[Mapping[str, Any]]) -> str:
         return json.dumps(list(tools), ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise PromptError(f"tools cannot be written as JSON ({error}); use plain values, lists, dicts") from error
-
-
-def parse_tool_calls(text: str) -> tuple[dict[str, Any], ...]:
-    """The calls in a reply: ``<|tool_call|>[{"name": ..., "arguments": {...}}]``, with or without ``<|/tool_call|>``.
-
-    Calls that are not valid JSON are left out; they remain readable in the reply's text.
-    """
-    calls: list[dict[str, Any]] = []
-    for match in _TOOL_CALLS.finditer(text):
-        try:
-            value = json.loads(match[1])
-        except json.JSONDecodeError:
-            continue
-        calls += [call for call in (value if isinstance(value, list) else [value]) if isinstance(call, dict)]
-    return tuple(calls)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi4mm.errors import CheckpointError, PromptError
-from phi4mm.inputs.prompt import MediaPlace, parse_tool_calls, render, speech_prompt
+from phi4mm.inputs.prompt import MediaPlace, render, speech_prompt
 from phi4mm.inputs.tokenizer import TextStream, Tokenizer
 from phi4mm.types import Request, SamplingParams
 from tests.conftest import CONTROL_IDS, CONTROL_TOKENS
@@ -189,15 +189,6 @@ def test_request_of_mapping() -> None:
         Request.of({"text": "x", "tmperature": 1})
     with pytest.raises(PromptError, match="int"):
         Request.of(5)
-
-
-def test_tool_calls() -> None:
-    call = '[{"name": "f", "arguments": {"a": 1}}]'
-    expected = ({"name": "f", "arguments": {"a": 1}},)
-    assert parse_tool_calls(f"ok <|tool_call|>{call}<|/tool_call|> done") == expected
-    assert parse_tool_calls(f"<|tool_call|>{call}") == expected
-    assert parse_tool_calls("<|tool_call|>[{") == ()
-    assert parse_tool_calls(call) == ()
 
 
 def test_control_tokens_are_dropped_from_text_but_for_tool_calls(tokenizer: Tokenizer) -> None:
