@@ -90,12 +90,11 @@ def render(request: Request, tokenizer: Tokenizer) -> list[Piece]:
     ]
     _check_places(placed, counts)
 
-    pieces: list[Piece] = []
+    pieces: list[str | Piece] = []
     if request.system is not None or request.tools:
-        pieces += [tokenizer.control("<|system|>"), *tokenizer.encode(request.system or "")]
+        pieces += [tokenizer.control("<|system|>"), request.system or ""]
         if request.tools:
-            tools = tokenizer.encode(_tools_json(request.tools))
-            pieces += [tokenizer.control("<|tool|>"), *tools, tokenizer.control("<|/tool|>")]
+            pieces += [tokenizer.control("<|tool|>"), _tools_json(request.tools), tokenizer.control("<|/tool|>")]
         pieces.append(tokenizer.control("<|end|>"))
 
     placed_kinds = {place.kind for place in placed}
@@ -108,7 +107,7 @@ def render(request: Request, tokenizer: Tokenizer) -> list[Piece]:
         pieces += _content(role, content, counts, tokenizer)
         pieces.append(tokenizer.control("<|end|>"))
     pieces.append(tokenizer.control("<|assistant|>"))
-    return pieces
+    return tokenizer.join(pieces)
 
 
 def _turn(turn: Mapping[str, str], number: int) -> tuple[str, str]:
@@ -140,22 +139,20 @@ def _check_places(placed: Sequence[MediaPlace], counts: Mapping[str, int]) -> No
             )
 
 
-def _content(role: str, content: str, counts: Mapping[str, int], tokenizer: Tokenizer) -> list[Piece]:
+def _content(role: str, content: str, counts: Mapping[str, int], tokenizer: Tokenizer) -> list[str | Piece]:
     """A turn's text; only user turns place media, only assistant turns hold tool calls."""
-    pieces: list[Piece] = []
     if role == "assistant":
-        for part in _TOOL_CALL_MARK.split(content):
-            pieces += [tokenizer.control(part)] if _TOOL_CALL_MARK.fullmatch(part) else tokenizer.encode(part)
-        return pieces
+        parts = _TOOL_CALL_MARK.split(content)
+        return [tokenizer.control(part) if _TOOL_CALL_MARK.fullmatch(part) else part for part in parts]
+    pieces: list[str | Piece] = []
     start = 0
     if role == "user":
         for match in _PLACEHOLDER.finditer(content):
             kind = match[1]
             if counts[kind]:
-                pieces += tokenizer.encode(content[start : match.start()])
-                pieces.append(MediaPlace(kind, int(match[2]) - 1))
+                pieces += [content[start : match.start()], MediaPlace(kind, int(match[2]) - 1)]
                 start = match.end()
-    return pieces + list(tokenizer.encode(content[start:]))
+    return [*pieces, content[start:]]
 
 
 def _tools_json(tools: Sequence[Mapping[str, Any]]) -> str:
