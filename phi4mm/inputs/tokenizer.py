@@ -18,8 +18,7 @@ T = TypeVar("T")
 
 _TOOL_CALL_MARKS = ("<|tool_call|>", "<|/tool_call|>")
 _CONTROL_FORM = re.compile(r"<\|.+\|>")
-# What the tokenizers library strips beside a token: Unicode's White_Space, not all of which str.strip() takes for blank,
-# while it takes others for it.
+# What the tokenizers library strips beside a token: Unicode's White_Space. str.strip() without arguments takes more.
 _BLANKS = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029"
     "\u202f\u205f\u3000"
