@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from phi4mm.checkpoint.peft_folder import read_adapter, read_adapter_config
 from phi4mm.errors import AdapterError, CheckpointError
+from phi4mm.model.config import check_adapter_name
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.validate import shown
 
@@ -51,18 +52,16 @@ class Adapters:
         copied, so the folder may change or go afterwards.
 
         Args:
-            name: what requests shall call it: not empty, not "auto", without "+".
+            name: what requests shall call it: letters, digits, ".", "_" and "-"; not "auto".
             folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
         Raises:
             AdapterError: the name is taken or not allowed.
             CheckpointError: the folder or a file in it is missing or broken, or the adapter does not fit this model.
         """
-        if not isinstance(name, str) or name in ("", "auto") or "+" in name:
-            raise AdapterError(
-                f"{shown(name)} is not a name for an adapter; expected a string that is not empty, not 'auto' and has "
-                "no '+': requests write 'auto+name' for a sum"
-            )
+        if not isinstance(name, str):
+            raise AdapterError(f"{shown(name)} is not a name for an adapter; expected a string")
+        check_adapter_name(name)
         if not isinstance(folder, str | os.PathLike) or isinstance(os.fspath(folder), bytes):
             raise AdapterError(f"folder is {shown(folder)}; expected the path of a folder that peft wrote")
         if not os.path.isdir(folder):

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from phi4mm.checkpoint.configs import own_config
 from phi4mm.checkpoint.names import Layout, is_lora, stored_name, stored_shape, unused_vision_tensors
-from phi4mm.checkpoint.peft_folder import folder_name, save_adapter
+from phi4mm.checkpoint.peft_folder import save_adapter
 from phi4mm.checkpoint.transformers_config import preprocessor_config, transformers_config
 from phi4mm.errors import CheckpointError
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.validate import check_choice
 
 
 def save_checkpoint(
@@ -48,7 +49,9 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: the folder holds something, or the layout cannot hold this model.
+        PromptError: there is no such layout.
     """
+    check_choice("layout", layout, ("phi4mm", "transformers"))
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise CheckpointError(f"{folder}: exists and is not an empty folder; remove it or save elsewhere")
@@ -68,8 +71,7 @@ def save_checkpoint(
             _write_json(beside / name, values)
         _write_weights(beside, _shards(_main_tensors(model, layout), max_shard_bytes))
         for adapter in model.config.adapters:
-            name = folder_name(adapter.name)
-            where = f"{name}-lora" if layout == "transformers" else f"adapters/{name}"
+            where = f"{adapter.name}-lora" if layout == "transformers" else f"adapters/{adapter.name}"
             save_adapter(model, adapter.name, beside / where)
         if tokenizer_file is not None:
             shutil.copyfile(tokenizer_file, beside / "tokenizer.json")

@@ -178,7 +178,9 @@ class Client:
                 released=self._intake.release if counted and not choice else None,
             )
             ticket = Ticket(prompt, one, group)
-            answer = Answer(row.route, len(row.token_ids), self.processor.tokenizer, request.sampling, stops)
+            answer = Answer(
+                row.route, len(row.token_ids), self.processor.tokenizer, request.sampling, stops, request.tools
+            )
             self._users.begin(adapters)
             one.when_done(partial(self._users.end, adapters))
             if not one.begin(answer, partial(self._cancel, ticket)):

@@ -21,7 +21,6 @@ from phi4mm.types import Request
 from phi4mm.validate import check_choice, check_strings, check_text, shown, wrong
 
 _TOOL_CALL_MARK = re.compile(r"(<\|/?tool_call\|>)")
-_TOOL_CALLS = re.compile(r"<\|tool_call\|>(.*?)(?:<\|/tool_call\|>|$)", re.DOTALL)
 _ROLES = {"user": "<|user|>", "assistant": "<|assistant|>", "tool": "<|tool_response|>"}
 
 TRANSCRIBE_PROMPT = "Transcribe the audio clip into text."
@@ -101,23 +100,18 @@ def render(request: Request, tokenizer: Tokenizer, max_tokens: int = sys.maxsize
     if not (turns and turns[-1].role == "tool" and is_blank(question)):
         turns.append(_Turn("user", question))
 
-    pieces: list[Piece] = []
+    pieces: list[str | Piece] = []
     for control, text in opening:
-        pieces += [tokenizer.control(control), *tokenizer.encode(text)]
+        pieces += [tokenizer.control(control), text]
     for turn in turns:
         pieces.append(tokenizer.control(_ROLES[turn.role]))
         for part in turn.parts:
-            if isinstance(part, MediaPlace):
-                pieces.append(part)
-            else:
-                pieces += _assistant(part, tokenizer) if turn.role == "assistant" else tokenizer.encode(part)
-            _check_length(len(pieces), max_tokens)
+            pieces += _assistant(part, tokenizer) if turn.role == "assistant" else [part]
         if turn.calls:
-            calls = tokenizer.encode(turn.calls)
-            pieces += [tokenizer.control("<|tool_call|>"), *calls, tokenizer.control("<|/tool_call|>")]
+            pieces += [tokenizer.control("<|tool_call|>"), turn.calls, tokenizer.control("<|/tool_call|>")]
         pieces.append(tokenizer.control("<|end|>"))
     pieces.append(tokenizer.control("<|assistant|>"))
-    return pieces
+    return tokenizer.join(pieces)
 
 
 def _check_length(least: int, max_tokens: int) -> None:
@@ -177,24 +171,8 @@ def _check_places(placed: Sequence[MediaPlace], counts: Mapping[str, int]) -> No
             )
 
 
-def _assistant(text: str, tokenizer: Tokenizer) -> list[int]:
-    """An assistant's turn: the marks of tool calls in it are control tokens."""
-    ids: list[int] = []
-    for part in _TOOL_CALL_MARK.split(text):
-        ids += [tokenizer.control(part)] if _TOOL_CALL_MARK.fullmatch(part) else tokenizer.encode(part)
-    return ids
-
-
-def parse_tool_calls(text: str) -> tuple[dict[str, Any], ...]:
-    """The calls in a reply: ``<|tool_call|>[{"name": ..., "arguments": {...}}]``, with or without ``<|/tool_call|>``.
-
-    Calls that are not valid JSON are left out; they remain readable in the reply's text.
-    """
-    calls: list[dict[str, Any]] = []
-    for match in _TOOL_CALLS.finditer(text):
-        try:
-            value = json.loads(match[1])
-        except json.JSONDecodeError:
-            continue
-        calls += [call for call in (value if isinstance(value, list) else [value]) if isinstance(call, dict)]
-    return tuple(calls)
+def _assistant(part: str | MediaPlace, tokenizer: Tokenizer) -> list[str | Piece]:
+    """A part of an assistant's turn: the marks of tool calls in it are control tokens."""
+    assert isinstance(part, str)  # only users' turns place media
+    texts = _TOOL_CALL_MARK.split(part)
+    return [tokenizer.control(text) if _TOOL_CALL_MARK.fullmatch(text) else text for text in texts]

@@ -175,10 +175,7 @@ def test_microsoft_layout_gives_the_same_model(pair: Pair, tmp_path: Path) -> No
     save_as_microsoft(pair, tmp_path)
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.layout == "microsoft"
-    expected = pair.ours.config
-    stops = (*expected.decoder.stop_token_ids, 200020)
-    decoder = dataclasses.replace(expected.decoder, stop_token_ids=stops)
-    assert checkpoint.config == dataclasses.replace(expected, decoder=decoder)
+    assert checkpoint.config == pair.ours.config
     assert_same_weights(checkpoint.model, pair.ours)
 
 
@@ -261,7 +258,7 @@ def test_one_adapter_saved_and_loaded(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["phi4mm", "transformers"])
-@pytest.mark.parametrize("name", ["my.accent", "../100 %", "org/accent"])
+@pytest.mark.parametrize("name", ["my.accent", "-lora", "..."])
 def test_adapters_of_a_running_model_are_saved(
     tmp_path: Path, tokenizer: Path, layout: Literal["phi4mm", "transformers"], name: str
 ) -> None:

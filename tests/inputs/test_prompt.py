@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phi4mm.errors import CheckpointError, PromptError
-from phi4mm.inputs.prompt import MediaPlace, parse_tool_calls, render, speech_prompt
+from phi4mm.inputs.prompt import MediaPlace, render, speech_prompt
 from phi4mm.inputs.tokenizer import TextStream, Tokenizer
 from phi4mm.types import Request, SamplingParams
 from tests.conftest import CONTROL_IDS, CONTROL_TOKENS
@@ -192,15 +192,6 @@ def test_request_of_mapping() -> None:
         Request.of(5)
 
 
-def test_tool_calls() -> None:
-    call = '[{"name": "f", "arguments": {"a": 1}}]'
-    expected = ({"name": "f", "arguments": {"a": 1}},)
-    assert parse_tool_calls(f"ok <|tool_call|>{call}<|/tool_call|> done") == expected
-    assert parse_tool_calls(f"<|tool_call|>{call}") == expected
-    assert parse_tool_calls("<|tool_call|>[{") == ()
-    assert parse_tool_calls(call) == ()
-
-
 def test_control_tokens_are_dropped_from_text_but_for_tool_calls(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("a"), CONTROL_IDS["<|end|>"], CONTROL_IDS["<|tool_call|>"], *tokenizer.encode("b")]
     assert tokenizer.decode(ids) == "a<|tool_call|>b"
@@ -274,6 +265,6 @@ class Counting:
         self.control, self.longest_token = tokenizer.control, tokenizer.longest_token
         self._tokenizer, self._encoded = tokenizer, encoded
 
-    def encode(self, text: str) -> list[int]:
-        self._encoded.append(text)
-        return self._tokenizer.encode(text)
+    def join(self, parts: list[Any]) -> list[Any]:
+        self._encoded += [part for part in parts if isinstance(part, str)]
+        return self._tokenizer.join(parts)
