@@ -53,7 +53,7 @@ def test_memory_stays_within_its_bounds() -> None:
         for number in range(3):
             phi.chat_batch([{"text": f"{number} {row}", "max_new_tokens": 40} for row in range(100)], batch_size=64)
             allocated.append(torch.cuda.memory_allocated() - before)
-        assert cache <= allocated[0] < cache + (128 << 20)  # cuBLAS takes some
+        assert cache <= allocated[0] < cache + (256 << 20)  # cuBLAS and the captured steps take some
         assert allocated[-1] <= allocated[0] + (1 << 20)
 
 
