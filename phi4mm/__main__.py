@@ -188,7 +188,8 @@ def _schema(text: str) -> Any:
     where = "--json-schema"
     try:
         if not text.lstrip().startswith("{"):
-            where, text = f"--json-schema {text}", Path(text).read_text(encoding="utf-8")
+            where = f"--json-schema {text:.80}"
+            text = Path(text).read_text(encoding="utf-8")
         return json.loads(text)
     except OSError as error:
         raise PromptError(f"{where}: cannot be read ({error.strerror}); expected a file or a JSON schema") from error

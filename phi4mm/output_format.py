@@ -75,7 +75,11 @@ class OutputFormat:
             elif kind != "text":
                 given["json_schema"] = response_format
         elif _makes_schema(response_format):
-            given["json_schema"] = _closed(response_format.model_json_schema())
+            try:
+                given["json_schema"] = _closed(response_format.model_json_schema())
+            except Exception as error:  # Pydantic's, which is not imported here
+                reason = str(error).splitlines()[0]
+                raise PromptError(f"response_format {response_format.__name__} has no JSON schema: {reason}") from error
         elif response_format is not None:
             raise wrong("response_format", response_format, "a JSON schema or a Pydantic model class")
         given = {name: value for name, value in given.items() if value is not None}
