@@ -14,6 +14,10 @@ class AudioError(Phi4MMError):
     """An audio input cannot be read or used."""
 
 
+class AudioReadError(AudioError):
+    """Reading failed part of the way (EIO, a stale network file); trying again may help."""
+
+
 class ImageError(Phi4MMError):
     """An image input cannot be read or used."""
 
