@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,25 +21,26 @@ BLOCK_SAMPLES = 1 << 18  # samples decoded at once, over all channels
 
 # FFmpeg's demuxers of audio and video; none of them opens another file, as those of playlists do.
 FORMATS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,eac3,flac,flv,iff,ircam,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,"
-    "mxf,nistsphere,ogg,pvf,rm,tak,tta,voc,w64,wav,wtv,wv"
+    "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dss,dts,dv,eac3,flac,flv,iff,ircam,loas,matroska,mlp,mov,mp3,mpc,mpc8,"
+    "mpeg,mpegts,mxf,nistsphere,ogg,oma,pvf,qcp,qoa,rm,shn,tak,truehd,tta,voc,w64,wav,wtv,wv,xwma"
 )
 MATROSKA, MOV = "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"  # as FFmpeg calls them
 # Formats that are cut and joined anywhere: a decoder skips bytes that are no frame.
 RESYNCHRONISED = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "mpeg", "mpegts"}
 # Formats whose stream has a duration that is written in the file. FFmpeg estimates that of others from the bit rate.
 TIMED = {
-    *("aiff", "ape", "au", "caf", "dsf", "flac", "ircam", MOV, "nistsphere", "ogg", "tak", "tta", "voc", "w64", "wv"),
+    *("aiff", "ape", "au", "caf", "dsf", "flac", "ircam", MOV, "nistsphere", "tak", "tta", "w64", "wv"),
 }
-DURATION_SLACK = 0.25  # seconds that a duration may be too long: some count the encoder's delay and padding
-MP3_SLACK = 1000  # bytes by which an estimate from the bit rate may be wrong
+# Seconds by which a duration may be too long: some count the encoder's delay and padding.
+SLACK = {MATROSKA: 0.25, MOV: 0.25, "caf": 0.1, "flv": 0.25}
+LEAST_SLACK = 0.01
 
 # Formats whose packets are stamped with times; those of others are their places in the file.
 STAMPED = {"asf", "avi", "flv", MATROSKA, MOV, "mpeg", "mpegts", "mxf", "ogg", "rm", "wtv"}
 FROM_ZERO = {"avi", MATROSKA, MOV}  # whose times begin with the film; in others they begin anywhere
 LIVE = 3600.0  # seconds; a file that begins later than this is a part of something live, whose times begin anywhere
 JITTER = 0.1  # seconds between two stamps that are no gap
-SPLICED = {"mpeg", "mpegts", "wtv"}  # a larger jump than this, in seconds, is where two recordings were joined
+SPLICED = {"mpeg", "mpegts", "ogg", "wtv"}  # a larger jump than this, in seconds, is where two recordings were joined
 SPLICE = 10.0  # as the ffmpeg program has it (-dts_delta_threshold)
 
 
@@ -189,11 +189,9 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream, name
     import av
 
     kind = container.format.name
-    packets = _packets(container, stream, name)
-    first = next(packets)  # there is always one, the last is empty
-    promised = _promised_seconds(container, stream, first)
+    promised = _promised_seconds(container, stream)
     seconds, begin, end, broken, cut = 0.0, None, 0.0, "", False
-    for packet in itertools.chain((first,), packets):
+    for packet in _packets(container, stream, name):
         cut = packet.is_corrupt if packet.size else cut
         try:
             frames = packet.decode()
@@ -213,7 +211,7 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream, name
             yield frame
     # A film's tracks may start late and have gaps: their durations are times, not numbers of samples.
     found = {MATROSKA: end, MOV: max(seconds, end - (begin or 0.0))}.get(kind, seconds)
-    if promised and found < promised - (1e-4 if broken else DURATION_SLACK):
+    if promised and found < promised - (1e-4 if broken else SLACK.get(kind, LEAST_SLACK)):
         raise truncated(name, f"{promised:.6g} s of audio", f"{found:.6g} s")
     if cut and kind != "wav" and kind not in RESYNCHRONISED:
         raise AudioError(
@@ -246,9 +244,7 @@ def _packets(
         yield packet
 
 
-def _promised_seconds(
-    container: av.container.InputContainer, stream: av.AudioStream, first: av.Packet[av.AudioStream]
-) -> float | None:
+def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream) -> float | None:
     """How long a track is by its header; ``None`` where that does not give it."""
     kind = container.format.name
     if kind == MATROSKA:
@@ -258,15 +254,11 @@ def _promised_seconds(
             return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
         except ValueError:
             return None
+    if kind == "flv" and len(container.streams) == 1 and container.duration is not None:
+        return container.duration / 1e6
     if stream.duration is None or stream.time_base is None:
         return None
-    promised = float(stream.duration * stream.time_base)
-    if kind == "mp3":
-        # A Xing header's bit rate is that of its own duration and size; of an mp3 without one, FFmpeg estimates the
-        # duration so that this is the size which is there.
-        there = container.size - (first.pos or 0)
-        return promised if promised * (stream.codec_context.bit_rate or 0) / 8 > there + MP3_SLACK else None
-    return promised if kind in TIMED else None
+    return float(stream.duration * stream.time_base) if kind in TIMED else None
 
 
 def _block(frame: av.AudioFrame | None) -> tuple[np.ndarray, int]:

@@ -1,7 +1,7 @@
 """How long a media file is by its own headers: that FFmpeg reads it to its end does not mean that it was whole.
 
 Nothing is decoded here. Layouts: RIFF, RF64 and AVI (EBU Tech 3306, OpenDML), Wave64, AIFF, AU, CAF, ISO base media
-(ISO/IEC 14496-12), Matroska (RFC 9559), ASF, Ogg (RFC 3533).
+(ISO/IEC 14496-12), Matroska (RFC 9559), ASF, RealMedia, VOC, Flash Video, Ogg (RFC 3533), MP3 with a Xing header.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from phi4mm.errors import AudioError
 STREAMED_SIZE = 0x7FFF0000  # a size of 32 bits from here up is what a program writing into a pipe puts for "unknown"
 LONGEST = 1 << 62  # likewise for one of 64 bits
 SIZE_SLACK = 64  # bytes by which the size of samples may be too large: some programs count the header
+MP3_SLACK = 256  # likewise in a Xing header: some count a tag that was taken away since
 MOST_CHUNKS = 1000  # before the one with the samples
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -182,6 +183,56 @@ def _asf(file: BinaryIO, size: int) -> int | None:
     return place + length if head[:16] == _ASF_DATA and length < LONGEST else None
 
 
+def _rm(file: BinaryIO, size: int) -> int | None:
+    place = 0
+    for _ in range(MOST_CHUNKS):
+        head = _at(file, place, 8)
+        length = int.from_bytes(head[4:], "big")
+        if len(head) < 8 or length < 10 or length >= STREAMED_SIZE:
+            return None
+        place += length
+        if head[:4] == b"DATA":
+            return place
+    return None
+
+
+def _voc(file: BinaryIO, size: int) -> int | None:
+    place = int.from_bytes(_at(file, 20, 2), "little")
+    while place < size:
+        head = _at(file, place, 4)
+        if not head[0]:
+            return place + 1
+        place += 4 + int.from_bytes(head[1:], "little")
+    return place
+
+
+def _flv(file: BinaryIO, size: int) -> int | None:
+    place = int.from_bytes(_at(file, 5, 4), "big") + 4
+    while place < size:
+        head = _at(file, place, 4)
+        if head[0] & 0x1F not in (8, 9, 18):  # sound, picture, text; others: what was put after it
+            return None
+        place += 11 + int.from_bytes(head[1:], "big") + 4
+    return place
+
+
+def _mp3(file: BinaryIO, size: int) -> int | None:
+    place = 0
+    while (head := _at(file, place, 10))[:3] == b"ID3" and len(head) == 10:
+        place += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+        place += 10 if head[5] & 0x10 else 0  # a footer
+    frame = _at(file, place, 64)
+    if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE0 != 0xE0:
+        return None
+    mpeg1, mono = frame[1] & 0x18 == 0x18, frame[3] & 0xC0 == 0xC0
+    info = frame[4 + {(True, False): 32, (False, True): 9}.get((mpeg1, mono), 17) :]
+    if info[:4] not in (b"Xing", b"Info") or not info[7] & 2:
+        return None
+    start = 12 if info[7] & 1 else 8
+    length = int.from_bytes(info[start : start + 4], "big")
+    return place + length if length < STREAMED_SIZE else None
+
+
 def _mp4(file: BinaryIO, size: int) -> int | None:
     place = 0
     while place < size:
@@ -246,5 +297,9 @@ _LAYOUTS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], int | N
     (_starts(b"OggS"), _ogg, 0),
     (_starts(b"\x1a\x45\xdf\xa3"), _matroska, 0),
     (_starts(_ASF_HEADER), _asf, 0),
+    (_starts(b".RMF"), _rm, SIZE_SLACK),
+    (_starts(b"Creative Voice File"), _voc, SIZE_SLACK),
+    (_starts(b"FLV\1"), _flv, 4),
     (lambda head: head[4:8] in _BOXES, _mp4, 0),
+    (lambda head: head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"), _mp3, MP3_SLACK),
 )
