@@ -15,7 +15,7 @@ class AudioError(Phi4MMError):
 
 
 class AudioReadError(AudioError):
-    """Reading failed part of the way (EIO, a stale network file); trying again may help."""
+    """Reading a file failed (an input/output error), whatever it holds: it may be read another time."""
 
 
 class ImageError(Phi4MMError):
