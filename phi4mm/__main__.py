@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import re
@@ -15,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi4mm import __version__
-from phi4mm.cli import add_model_options, exit_code, load_model, prepare_environment, report
+from phi4mm.cli import (
+    add_model_options,
+    exit_code,
+    load_model,
+    prepare_environment,
+    program_name,
+    report,
+    write_out,
+)
 from phi4mm.content import placeholders
 from phi4mm.errors import PromptError
 from phi4mm.inputs.clip import Clip
@@ -36,8 +43,8 @@ _FILE_NAME = re.compile(r"\S*[/\\]\S*|.*\.\w{1,5}", re.DOTALL)
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}",
-        usage=f"python -m {PROGRAM} [OPTION ...] [QUESTION]",
+        prog=program_name(PROGRAM),
+        usage="%(prog)s [OPTION ...] [QUESTION]",
         description="Ask about text, images and audio; the answer is printed as it comes.",
         epilog="To transcribe files, see python -m phi4mm.asr --help. Exit code: 0 answered, 1 failed, 2 usage, "
         "130 interrupted.",
@@ -87,10 +94,14 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     prepare_environment()
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    _find_question(options)
-    return exit_code(PROGRAM, lambda: _run(parser, options))
+
+    def command() -> int:
+        parser = make_parser()
+        options = parser.parse_args(arguments)
+        _find_question(options)
+        return _run(parser, options)
+
+    return exit_code(PROGRAM, command)
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -198,18 +209,16 @@ def _schema(text: str) -> Any:
 
 
 def _answer(request: Request, options: argparse.Namespace) -> int:
-    if options.model is None and not options.quiet:
-        report(PROGRAM, BUNDLED)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may lack a character of the answer
-        sys.stdout.reconfigure(errors="backslashreplace")
     with _loaded(options) as model:
+        if options.model is None and not options.quiet:
+            report(PROGRAM, BUNDLED)
         handle = model.submit(request)
         if options.json:
-            print(json.dumps(handle.result().to_dict()), flush=True)
+            write_out(json.dumps(handle.result().to_dict()) + "\n")
             return 0
         for piece in handle:
-            print(piece, end="", flush=True)
-        print(flush=True)
+            write_out(piece)
+        write_out("\n")
     return 0
 
 

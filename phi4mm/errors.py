@@ -20,6 +20,10 @@ class AudioError(Phi4MMError):
     """An audio input cannot be read or used."""
 
 
+class AudioReadError(AudioError):
+    """Reading a file failed (an input/output error), whatever it holds: it may be read another time."""
+
+
 class ImageError(Phi4MMError):
     """An image input cannot be read or used."""
 
