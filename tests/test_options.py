@@ -17,6 +17,7 @@ import torch
 from phi4mm import Phi4MM, Phi4MMError, Request, SamplingParams
 from phi4mm.engine.options import EngineOptions
 from phi4mm.transcription.options import SpeechOptions
+from phi4mm.validate import shown
 from tests.media import picture, speech
 
 VALUES: list[Any] = [
@@ -56,9 +57,9 @@ def check(call: Callable[..., Any], name: str, value: Any) -> str | None:
     except Phi4MMError as error:
         message = str(error)
         if not 10 < len(message) <= 1500 or "\n" in message:
-            return f"{name}={value!r:.40}: {len(message)} characters: {message:.100}"
+            return f"{name}={shown(value)}: {len(message)} characters: {message:.100}"
     except Exception as error:
-        return f"{name}={value!r:.40}: {type(error).__name__}: {error!s:.100}"
+        return f"{name}={shown(value)}: {type(error).__name__}: {error!s:.100}"
     return None
 
 
