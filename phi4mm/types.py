@@ -204,7 +204,8 @@ class Request:
             be empty: the answer follows the tool's.
         tools: tool definitions, each ``{"name", "description", "parameters"}``, or OpenAI's ``{"type": "function",
             "function": {...}}``; the parameters are a JSON schema or the model card's ``{name: {"description", "type",
-            "default"}}``.
+            "default"}}``. Keywords of the schema that are not supported are passed over, unless the tool has
+            ``"strict": True``.
         tool_choice: whether the reply calls tools: ``"none"`` (it does not; they are left out of the prompt),
             ``"auto"`` (as the model decides), ``"required"`` (it does), ``{"name": ...}`` (this one), or ``{"allowed":
             [names], "mode": "auto" | "required"}`` (only these). A call names one of the tools, and its arguments fit

@@ -47,6 +47,13 @@ def flatten_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return flat
 
 
+def strict_names(tools: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The names of the tools that ask for it by OpenAI's ``strict``: each keyword of their schemas holds, or is an
+    error."""
+    inner = [tool["function"] if isinstance(tool.get("function"), Mapping) else tool for tool in tools]
+    return {tool["name"] for tool in inner if tool.get("strict") is True}
+
+
 def shown_tools(request: Request) -> list[dict[str, Any]]:
     """The tools that the prompt shows: none where the reply may call none.
 
