@@ -33,9 +33,9 @@ for _ in range(300):
     _DEEP = [_DEEP]
 # fmt: off
 _VALUES: tuple[Any, ...] = (
-    _DELETED, None, True, False, "", "x", "1", "../x", "a" * 100_000, -1, 0, 1, 2, 3, 7, 1_000_000, 2**31, 2**63, 10**30,
-    10**400, 0.5, -0.5, 1e-300, 1e308, float("nan"), float("inf"), [], [1], [-1], ["x"], [None], [[1.0]], [1e9] * 6, _DEEP,
-    {}, {"x": 1}, {"x": {"y": [None]}},
+    _DELETED, None, True, False, "", "x", "1", "../x", "a" * 100_000, -1, 0, 1, 2, 3, 7, 1_000_000, 2**31, 2**63,
+    10**30, 10**400, 0.5, -0.5, 1e-300, 1e308, float("nan"), float("inf"), [], [1], [-1], ["x"], [None], [[1.0]],
+    [1e9] * 6, _DEEP, {}, {"x": 1}, {"x": {"y": [None]}},
 )
 # fmt: on
 _LEFT_ALONE = {"vocab", "merges"}  # their first entries are changed, but not all
