@@ -31,6 +31,7 @@ from phi4mm.checkpoint.peft_folder import (
 )
 from phi4mm.checkpoint.source import Source, check_inside, locate, tokenizer_file
 from phi4mm.checkpoint.tensors import TensorFiles, find_shards
+from phi4mm.checkpoint.tokenizer_ids import check_tokenizer
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.lora import lora_linears
 from phi4mm.model.phi4mm import Phi4MMModel
@@ -80,6 +81,7 @@ def load_checkpoint(
     place = locate(source, revision)
     layout, config = read_config(place.folder)
     tokenizer = tokenizer_file(place.folder)
+    check_tokenizer(tokenizer, config.decoder.vocab_size)
     config, folders = _adapter_folders(place, layout, config)
 
     with torch.device("meta"), _WithoutInitialValues():

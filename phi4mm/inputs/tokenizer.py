@@ -79,6 +79,9 @@ class Tokenizer:
         try:
             description = json.loads(file.read_text(encoding="utf-8"))
             added = _AddedTokens.validate_python(description.pop("added_tokens", None) or [])
+            description |= {"truncation": None, "padding": None}  # left by training: text is encoded whole
+            if isinstance(description.get("model"), dict) and "dropout" in description["model"]:
+                description["model"]["dropout"] = None  # left by training, too: it splits text at random
             # Without its added tokens the tokenizer cannot find a control token in text.
             self._text = _Tokenizer.from_str(json.dumps({**description, "added_tokens": []}))
         except OSError as error:

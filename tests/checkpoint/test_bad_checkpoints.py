@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phi4mm.checkpoint import load_checkpoint, read_adapter, read_adapter_config, save_checkpoint
-from phi4mm.errors import CheckpointError
+from phi4mm.errors import CheckpointError, Phi4MMError
 from tests.checkpoint.microsoft import save_as_microsoft
 from tests.reference.transformers_port import Pair, make_pair
 
@@ -161,6 +162,100 @@ def test_index_that_points_outside_the_folder(folder: Path, name: str) -> None:
     fails(folder, "model.safetensors.index.json", repr(name), "outside the folder")
 
 
+def test_index_that_names_a_pickle(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    change_json(index, lambda values: values["weight_map"].update({"backbone.norm.weight": "pytorch_model.bin"}))
+    fails(folder, "names 'pytorch_model.bin'; only safetensors files are read")
+
+
+@pytest.mark.parametrize("suffix", ["bin", "pt", "pkl"])
+def test_adapter_that_is_pickled(transformers_folder: Path, suffix: str) -> None:
+    weights = transformers_folder / "speech-lora" / "adapter_model.safetensors"
+    weights.rename(weights.with_suffix(f".{suffix}"))
+    fails(transformers_folder, "speech-lora: only pickled weights")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "adapters/speech", "adapters"])
+def test_link_that_leads_outside_the_folder(folder: Path, name: str) -> None:
+    (folder / name).rename(folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere")
+    fails(folder, name.split("/")[-1], "outside the folder")
+
+
+def test_shard_that_is_a_link_outside_the_folder(transformers_folder: Path) -> None:
+    weights = transformers_folder / "model.safetensors"
+    weights.rename(transformers_folder.parent / "elsewhere.safetensors")
+    weights.symlink_to(transformers_folder.parent / "elsewhere.safetensors")
+    fails(transformers_folder, "model.safetensors", "elsewhere.safetensors, outside the folder")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "preprocessor_config.json"])
+def test_named_pipe(transformers_folder: Path, name: str) -> None:
+    (transformers_folder / name).unlink()
+    os.mkfifo(transformers_folder / name)
+    fails(transformers_folder, name, "not a regular file")
+
+
+def test_nested_too_deeply(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": ' + "[" * 100_000)
+    fails(folder, "config.json", "not readable as JSON")
+
+
+@pytest.mark.parametrize("name", ["../speech", "..", "a/b", "", "a b", "auto"])
+def test_adapter_with_a_name_that_is_a_path(folder: Path, name: str) -> None:
+    change_json(folder / "config.json", lambda values: values["adapters"][0].update(name=name))
+    fails(folder, "adapters[0].name", f"{name!r} is not a name for an adapter")
+
+
+def test_two_adapters_of_one_name(folder: Path) -> None:
+    change_json(folder / "config.json", lambda values: values["adapters"].append(values["adapters"][0]))
+    fails(folder, "the name 'vision' occurs twice")
+
+
+def test_adapter_folder_with_a_name_that_is_not_allowed(transformers_folder: Path) -> None:
+    (transformers_folder / "speech-lora").rename(transformers_folder / "my voice-lora")
+    fails(transformers_folder, "'my voice' is not a name", "rename the folder")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (
+            lambda values: values["vision"].update(image_token_id=300),
+            "image_token_id is 300, but the vocabulary has",
+        ),
+        (lambda values: values["speech"].update(audio_token_id=10**6), "audio_token_id is 1000000"),
+        (lambda values: values["speech"].update(audio_token_id=290), "image_token_id and audio_token_id are both 290"),
+        (lambda values: values["backbone"].update(stop_token_ids=[1, 301]), "a stop token's id is 301"),
+        (lambda values: values["backbone"].update(num_layers=1_000_000), "backbone.num_layers is 1000000"),
+        (lambda values: values["backbone"].update(norm_eps=float("nan")), "backbone.norm_eps is nan"),
+        (lambda values: values["backbone"].update(rope_theta=10**400), "backbone.rope_theta is 1000"),
+        (lambda values: values["backbone"].update(partial_rotary_factor=0.01), "rotates 0 dimensions"),
+    ],
+)
+def test_settings_out_of_bounds(folder: Path, change: Callable[[dict[str, Any]], object], part: str) -> None:
+    change_json(folder / "config.json", change)
+    fails(folder, "config.json", part)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "part"),
+    [
+        ({"added_tokens": [{"id": 300, "content": "<|x|>"}]}, "the id of '<|x|>' is 300, but the vocabulary has 300"),
+        ({"model": {"vocab": {"a": 0, "b": 999}}}, "the id of 'b' is 999"),
+        ({"added_tokens": [{"id": -1, "content": "<|x|>"}]}, "added_tokens[0].id is -1"),
+    ],
+)
+def test_tokenizer_beyond_the_vocabulary(folder: Path, tokenizer: dict[str, Any], part: str) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    fails(folder, "tokenizer.json", part)
+
+
+def test_generation_config_is_checked(microsoft_folder: Path) -> None:
+    (microsoft_folder / "generation_config.json").write_text('{"eos_token_id": ["x"]}')
+    fails(microsoft_folder, "generation_config.json: eos_token_id")
+
+
 def test_index_without_a_map(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("{}")
     fails(folder, "model.safetensors.index.json", "weight_map")
@@ -301,6 +396,13 @@ def test_save_over_something(pair: Pair, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="not an empty folder"):
         save_checkpoint(pair.ours, folder, tokenizer_file=None)
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("layout", ["foo", "", None, "microsoft"])
+def test_save_in_a_layout_that_there_is_not(pair: Pair, tmp_path: Path, layout: Any) -> None:
+    with pytest.raises(Phi4MMError, match=r"layout is .*; expected one of phi4mm, transformers"):
+        save_checkpoint(pair.ours, tmp_path / "saved", tokenizer_file=None, layout=layout)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_save_that_fails_leaves_nothing(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,17 @@ def test_blanks_beside_control_tokens_of_a_request(tokenizer_file: Path, tmp_pat
     assert render(blank, tokenizer) == render(stripped, tokenizer)
 
 
+def test_what_training_left_in_the_file_changes_nothing(tokenizer_file: Path, tmp_path: Path) -> None:
+    library = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    library.enable_truncation(3)
+    library.enable_padding(length=20)
+    library.model.dropout = 1.0
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path / "tokenizer.json").encode("a long text") == Tokenizer(tokenizer_file).encode(
+        "a long text"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
