@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,12 +50,11 @@ class Clip:
         """The length for sorting: as claimed, or from the file's header; 0 where the header cannot be read."""
         if self.seconds is not None:
             return self.seconds
-        import soundfile
+        from phi4mm.inputs.audio_file import audio_seconds
 
         try:
-            audio = self._content()
-            return float(soundfile.info(io.BytesIO(audio) if isinstance(audio, bytes) else audio).duration)
-        except (OSError, RuntimeError, AudioError):  # reported when the clip is loaded
+            return audio_seconds(self._content()) or 0.0
+        except (OSError, AudioError):  # reported when the clip is loaded
             return 0.0
 
     def load(self, sampling_rate: int) -> tuple[np.ndarray, float]:

@@ -16,7 +16,7 @@ import torch
 
 from phi4mm.errors import AudioError, AudioReadError
 from phi4mm.inputs.audio_container import MAX_SECONDS, blocks, check_form, opened_container, sound_track, too_long
-from phi4mm.inputs.file_layout import check_size, ogg_links
+from phi4mm.inputs.file_layout import check_size, known_sizes, ogg_links
 from phi4mm.inputs.source import is_url
 
 FULL_SCALE = 32768.0  # of 16-bit sample values
@@ -86,12 +86,12 @@ def audio_seconds(source: AudioSource, name: str = "audio") -> float | None:
 
 
 def _links(file: BinaryIO) -> Iterator[BinaryIO]:
-    """The links of a chained Ogg file, one after another; any other file as it is.
+    """The links of a chained Ogg file, one after another; any other file as it is, or with its sizes in its header.
 
     FFmpeg would take the links for one, with the codec, the rate and the channels of the first.
     """
-    places = ogg_links(file)
-    if len(places) == 1:
+    sizes, places = known_sizes(file), ogg_links(file)
+    if len(places) == 1 and not sizes:
         yield file
         return
     for start, end in places:
@@ -99,6 +99,9 @@ def _links(file: BinaryIO) -> Iterator[BinaryIO]:
             file.seek(start)
             for place in range(start, end, COPIED_AT_ONCE):
                 link.write(file.read(min(COPIED_AT_ONCE, end - place)))
+            for place, content in sizes.items():
+                link.seek(place)
+                link.write(content)
             yield link
 
 
