@@ -353,7 +353,7 @@ class Phi4MM:
             to: the language to translate to, in English ("German").
             prompt: your own wording, instead of the task's.
             hotwords: names and terms that may occur; the prompt lists them.
-            **options: the fields of ``SpeechOptions`` (vad, channel, max_piece, ...), adapter, and those of
+            **options: the fields of ``SpeechOptions`` (vad, channel, track, max_piece, ...), adapter, and those of
                 ``SamplingParams`` but for n and logprobs, which a transcript has no place for.
 
         Raises:
@@ -381,7 +381,8 @@ class Phi4MM:
         text = speech_prompt(task, to, prompt=prompt, hotwords=hotwords)
         speech, decoding = SpeechOptions.split(options, task=task)
         request = _speech_request(text, decoding)
-        return Transcription(self._client, stream_audio(audio, channel=speech.channel), request, speech)
+        waveforms = stream_audio(audio, channel=speech.channel, track=speech.track)
+        return Transcription(self._client, waveforms, request, speech)
 
     def transcribe_batch(
         self,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -94,7 +97,7 @@ def exit_code(program: str, command: Callable[[], int]) -> int:
         error; 1 where whoever read its output has gone.
     """
     prepare_streams()
-    with Interrupts(program) as interrupts:
+    with Interrupts(program) as interrupts, _quiet_exit():
         try:
             code = command()
         except (BrokenPipeError, StandardOutputError) as error:
@@ -118,6 +121,15 @@ def exit_code(program: str, command: Callable[[], int]) -> int:
             report(program, "; ".join([str(interrupts.first), *getattr(interrupts.first, "__notes__", ())]))
             return interrupts.first.code
         return code
+
+
+@contextmanager
+def _quiet_exit() -> Iterator[None]:
+    """Ctrl-C after all is done, while Python puts the libraries away, is passed over."""
+    try:
+        yield
+    finally:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the last that is registered comes first
 
 
 def write_out(text: str) -> None:

@@ -180,3 +180,7 @@ def test_errors_are_short(tiny: Phi4MM) -> None:
         with pytest.raises(Phi4MMError) as caught:
             call()
         assert len(str(caught.value)) < 1500
+    for media in ({"images": [uri]}, {"audios": [uri]}):
+        with pytest.raises(Phi4MMError, match="is a URL") as caught:
+            tiny.chat("x", **media)
+        assert len(str(caught.value)) < 450

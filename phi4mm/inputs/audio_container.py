@@ -10,6 +10,7 @@ import numpy as np
 
 from phi4mm.errors import AudioError
 from phi4mm.inputs.file_layout import truncated
+from phi4mm.inputs.pipe import Pipe
 
 if TYPE_CHECKING:
     import av
@@ -19,6 +20,8 @@ MIN_RATE, MAX_RATE = 1000, 4_000_000  # Hz
 MAX_SECONDS = 24 * 60 * 60
 BLOCK_SAMPLES = 1 << 18  # samples decoded at once, over all channels
 
+PROBED_OF_PIPE = "65536"  # bytes by which FFmpeg finds out what it is; by default 5 MB, which may take minutes to come
+
 # FFmpeg's demuxers of audio and video; none of them opens another file, as those of playlists do.
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dss,dts,dv,eac3,flac,flv,iff,ircam,loas,matroska,mlp,mov,mp3,mpc,mpc8,"
@@ -27,13 +30,13 @@ FORMATS = (
 MATROSKA, MOV = "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"  # as FFmpeg calls them
 # Formats that are cut and joined anywhere: a decoder skips bytes that are no frame.
 RESYNCHRONISED = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "mpeg", "mpegts"}
-# Formats whose stream has a duration that is written in the file. FFmpeg estimates that of others from the bit rate.
-TIMED = {
-    *("aiff", "ape", "au", "caf", "dsf", "flac", "ircam", MOV, "nistsphere", "tak", "tta", "w64", "wv"),
-}
+# Formats whose stream has a duration that is written in the file, where ``file_layout`` does not know their layout, or
+# where it tells more. FFmpeg estimates that of others from the bit rate.
+TIMED = {"ape", "dsf", "flac", MOV, "nistsphere", "tak", "tta", "wv"}
 # Seconds by which a duration may be too long: some count the encoder's delay and padding.
-SLACK = {MATROSKA: 0.25, MOV: 0.25, "caf": 0.1, "flv": 0.25}
+SLACK = {MATROSKA: 0.25, MOV: 0.25, "flv": 0.25}
 LEAST_SLACK = 0.01
+MOST_JUNK = 1000  # times that FFmpeg looks for the next packet in 64 KB that hold none
 
 # Formats whose packets are stamped with times; those of others are their places in the file.
 STAMPED = {"asf", "avi", "flv", MATROSKA, MOV, "mpeg", "mpegts", "mxf", "ogg", "rm", "wtv"}
@@ -47,8 +50,10 @@ SPLICE = 10.0  # as the ffmpeg program has it (-dts_delta_threshold)
 class _Unnamed:
     """A binary file without its name, by which FFmpeg would guess the format."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+    def __init__(self, file: BinaryIO | Pipe) -> None:
+        self.read = file.read
+        if not isinstance(file, Pipe):
+            self.seek, self.tell = file.seek, file.tell
 
 
 def _refused(url: str, flags: int, options: dict[str, str]) -> Any:
@@ -56,8 +61,8 @@ def _refused(url: str, flags: int, options: dict[str, str]) -> Any:
 
 
 @contextmanager
-def opened_container(file: BinaryIO, name: str) -> Iterator[av.container.InputContainer]:
-    """A file, from its start, as FFmpeg finds it to be by its contents.
+def opened_container(file: BinaryIO | Pipe, name: str) -> Iterator[av.container.InputContainer]:
+    """A file, from its start, or a pipe, as FFmpeg finds it to be by its contents.
 
     Raises:
         AudioError: it is not audio or video of a format in ``FORMATS``.
@@ -65,16 +70,20 @@ def opened_container(file: BinaryIO, name: str) -> Iterator[av.container.InputCo
     """
     import av
 
-    file.seek(0)
-    start = file.read(16)
-    file.seek(0)
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_size": "65536"}
+    if isinstance(file, Pipe):
+        start, options["probesize"] = file.start[:16], PROBED_OF_PIPE
+    else:
+        file.seek(0)
+        start = file.read(16)
+        file.seek(0)
     if not start:
         raise AudioError(f"{name}: is empty (0 bytes), expected an audio file; write or download it again")
     try:
         container = av.open(
             _Unnamed(file),
             "r",
-            options={"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_size": "65536"},
+            options=options,
             io_open=_refused,
             metadata_errors="replace",
             buffer_size=1 << 17,
@@ -115,9 +124,12 @@ def sound_track(container: av.container.InputContainer, name: str, track: int | 
 
 
 def blocks(
-    container: av.container.InputContainer, stream: av.AudioStream, name: str
+    container: av.container.InputContainer, stream: av.AudioStream, name: str, at_once: int = BLOCK_SAMPLES
 ) -> Iterator[tuple[np.ndarray, int]]:
     """A track's samples from the beginning of the container's time, with silence where it has none.
+
+    Args:
+        at_once: samples of a block, over all channels.
 
     Yields:
         float32 samples [n, channels] and the sampling rate in Hz, which may both change on the way.
@@ -134,7 +146,7 @@ def blocks(
         silence = line.silence_before(frame)
         if line.position > MAX_SECONDS:
             raise too_long(name)
-        full = fifo.samples * frame.layout.nb_channels >= BLOCK_SAMPLES
+        full = fifo.samples * frame.layout.nb_channels >= at_once
         if fifo.samples and (silence or form != before or full):
             yield _block(fifo.read())
         if form != before:
@@ -190,19 +202,16 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream, name
 
     kind = container.format.name
     promised = _promised_seconds(container, stream)
-    seconds, begin, end, broken, cut = 0.0, None, 0.0, "", False
-    for packet in _packets(container, stream, name):
-        cut = packet.is_corrupt if packet.size else cut
+    seconds, begin, end, broken = 0.0, None, 0.0, ""
+    packets = _Packets(container, stream, name)
+    for packet in packets:
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
             broken = error.strerror or str(error)
             continue
         if frames and broken and kind not in RESYNCHRONISED:
-            raise AudioError(
-                f"{name}: is damaged or truncated ({broken} at {end:.2f} s), expected a whole file; copy or download "
-                "it again"
-            )
+            raise _damaged(name, f"{broken} at {end:.2f} s")
         for frame in frames:
             check_form(frame.layout.nb_channels, frame.sample_rate, name)
             begin = frame.time or 0.0 if begin is None else begin
@@ -210,38 +219,52 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream, name
             end = max(seconds, (frame.time or 0.0) + frame.samples / frame.sample_rate)
             yield frame
     # A film's tracks may start late and have gaps: their durations are times, not numbers of samples.
-    found = {MATROSKA: end, MOV: max(seconds, end - (begin or 0.0))}.get(kind, seconds)
+    found = end if kind == MATROSKA else max(seconds, end - (begin or 0.0)) if kind in (MOV, "flv") else seconds
     if promised and found < promised - (1e-4 if broken else SLACK.get(kind, LEAST_SLACK)):
         raise truncated(name, f"{promised:.6g} s of audio", f"{found:.6g} s")
-    if cut and kind != "wav" and kind not in RESYNCHRONISED:
-        raise AudioError(
-            f"{name}: is truncated: its last packet is cut, after {found:.6g} s; copy or download it again"
-        )
+    if packets.failure and not promised:
+        raise _damaged(name, packets.failure)
     if broken and not seconds:
         raise _not_audio(name, f"{stream.codec_context.name}: {broken}")
 
 
-def _packets(
-    container: av.container.InputContainer, stream: av.AudioStream, name: str
-) -> Iterator[av.Packet[av.AudioStream]]:
-    """The encoded packets of a sound track; the last is empty and flushes the decoder."""
-    import av
+class _Packets:
+    """The encoded packets of a sound track; the last is empty and flushes the decoder.
 
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except IndexError:  # of PyAV, at the end of a file in which a stream began on the way; ours has been flushed
-            return
-        except av.FFmpegError as error:
-            raise AudioError(
-                f"{name}: is damaged or truncated ({error.strerror}), expected a whole file; copy or download it again"
-            ) from error
-        except ValueError as error:  # the caller's file was closed
-            raise AudioError(f"{name}: cannot be read ({error}), expected a readable audio file") from error
-        if packet is None:
-            return
-        yield packet
+    Attributes:
+        failure: why there are no more, where that is not the end of the file.
+    """
+
+    def __init__(self, container: av.container.InputContainer, stream: av.AudioStream, name: str) -> None:
+        self._container, self._stream, self._name = container, stream, name
+        self.failure = ""
+
+    def __iter__(self) -> Iterator[av.Packet[av.AudioStream]]:
+        import av
+
+        junk = 0
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (
+                IndexError
+            ):  # of PyAV, at the end of a file in which a stream began on the way; ours has been flushed
+                return
+            except av.BlockingIOError:  # a transport stream with something else in it
+                packets, junk = self._container.demux(self._stream), junk + 1
+                if junk > MOST_JUNK:
+                    raise _damaged(self._name, "no packets in it") from None
+                continue
+            except av.FFmpegError as error:  # at the end of a file: a tag, perhaps
+                self.failure = error.strerror or str(error)
+                return
+            except ValueError as error:  # the caller's file was closed
+                raise AudioError(f"{self._name}: cannot be read ({error}), expected a readable audio file") from error
+            if packet is None:
+                return
+            junk = 0
+            yield packet
 
 
 def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream) -> float | None:
@@ -292,6 +315,10 @@ def check_form(channels: int, rate: int, name: str) -> None:
 
 def too_long(name: str) -> AudioError:
     return AudioError(f"{name}: is longer than {MAX_SECONDS // 3600} hours; cut it into shorter files")
+
+
+def _damaged(name: str, reason: str) -> AudioError:
+    return AudioError(f"{name}: is damaged or truncated ({reason}), expected a whole file; copy or download it again")
 
 
 def _not_audio(name: str, reason: str, start: bytes = b"") -> AudioError:

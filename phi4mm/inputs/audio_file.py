@@ -16,11 +16,13 @@ import torch
 
 from phi4mm.errors import AudioError, AudioReadError
 from phi4mm.inputs.audio_container import MAX_SECONDS, blocks, check_form, opened_container, sound_track, too_long
-from phi4mm.inputs.file_layout import check_size, ogg_links
+from phi4mm.inputs.file_layout import check_piped_size, check_size, known_sizes, ogg_links
+from phi4mm.inputs.pipe import Pipe, in_thread, is_pipe
 from phi4mm.inputs.source import is_url
 
 FULL_SCALE = 32768.0  # of 16-bit sample values
 COPIED_AT_ONCE = 1 << 16  # bytes
+BLOCK_OF_PIPE = 1 << 12  # samples decoded at once: those of a live recording are given soon
 
 Samples = tuple[np.ndarray | torch.Tensor | list[Any], int]
 AudioSource = str | os.PathLike[str] | bytes | BinaryIO | Samples | Iterator[Samples]
@@ -51,17 +53,43 @@ def decoded_blocks(source: AudioSource, name: str, *, track: int | None = None) 
     elif isinstance(source, Iterator) and not hasattr(source, "read"):
         for part in source:
             yield _from_samples(part, name)
+    elif is_pipe(source):
+        yield from in_thread(_piped_blocks(source, name, track))
     else:
-        seconds = 0.0
-        with _opened(source, name) as file:
-            check_size(file, name)
-            for link in _links(file):
-                with opened_container(link, name) as container:
-                    for block, rate in blocks(container, sound_track(container, name, track), name):
-                        seconds += len(block) / rate
-                        if seconds > MAX_SECONDS:
-                            raise too_long(name)
-                        yield block, rate
+        yield from _file_blocks(source, name, track)
+
+
+def _file_blocks(source: Any, name: str, track: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    seconds = 0.0
+    with _opened(source, name) as file:
+        check_size(file, name)
+        for link in _links(file):
+            with opened_container(link, name) as container:
+                for block, rate in blocks(container, sound_track(container, name, track), name):
+                    seconds += len(block) / rate
+                    if seconds > MAX_SECONDS:
+                        raise too_long(name)
+                    yield block, rate
+
+
+def _piped_blocks(source: Any, name: str, track: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """The blocks of a pipe: as they come where its format allows that, otherwise from a copy on disk."""
+    with ExitStack() as stack:
+        try:
+            if isinstance(source, (str, os.PathLike)):
+                source = stack.enter_context(open(source, "rb", buffering=0))
+            _check_binary(source, name)
+            pipe = Pipe(source, name)
+            if pipe.decodes_as_it_comes():
+                container = stack.enter_context(opened_container(pipe, name))
+                yield from blocks(container, sound_track(container, name, track), name, BLOCK_OF_PIPE)
+                check_piped_size(pipe.start, pipe.count, name)
+                return
+            copy = stack.enter_context(tempfile.TemporaryFile())
+            pipe.copy_to(copy)
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        yield from _file_blocks(copy, name, track)
 
 
 def audio_seconds(source: AudioSource, name: str = "audio") -> float | None:
@@ -86,12 +114,12 @@ def audio_seconds(source: AudioSource, name: str = "audio") -> float | None:
 
 
 def _links(file: BinaryIO) -> Iterator[BinaryIO]:
-    """The links of a chained Ogg file, one after another; any other file as it is.
+    """The links of a chained Ogg file, one after another; any other file as it is, or with its sizes in its header.
 
     FFmpeg would take the links for one, with the codec, the rate and the channels of the first.
     """
-    places = ogg_links(file)
-    if len(places) == 1:
+    sizes, places = known_sizes(file), ogg_links(file)
+    if len(places) == 1 and not sizes:
         yield file
         return
     for start, end in places:
@@ -99,6 +127,9 @@ def _links(file: BinaryIO) -> Iterator[BinaryIO]:
             file.seek(start)
             for place in range(start, end, COPIED_AT_ONCE):
                 link.write(file.read(min(COPIED_AT_ONCE, end - place)))
+            for place, content in sizes.items():
+                link.seek(place)
+                link.write(content)
             yield link
 
 
@@ -135,15 +166,19 @@ def _in_place(source: Any, name: str) -> BinaryIO | None:
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
+    _check_binary(source, name)
+    raw = source.raw if type(source) in (io.BufferedReader, io.BufferedRandom) else source
+    whole = type(raw) in (io.FileIO, io.BytesIO) and source.seekable() and source.tell() == 0
+    return source if whole else None
+
+
+def _check_binary(source: Any, name: str) -> None:
     nothing = source.read(0) if hasattr(source, "read") else source
     if not isinstance(nothing, bytes):
         raise AudioError(
             f"{name}: gives {type(nothing).__name__}, expected a path, bytes, a file open in binary mode or "
             "(samples, sampling_rate)"
         )
-    raw = source.raw if type(source) in (io.BufferedReader, io.BufferedRandom) else source
-    whole = type(raw) in (io.FileIO, io.BytesIO) and source.seekable() and source.tell() == 0
-    return source if whole else None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import BinaryIO, Literal
 from phi4mm.errors import AudioError
 
 STREAMED_SIZE = 0x7FFF0000  # a size of 32 bits from here up is what a program writing into a pipe puts for "unknown"
+UNKNOWN_SIZE = 0xFFFFFFFF
 LONGEST = 1 << 62  # likewise for one of 64 bits
 SIZE_SLACK = 64  # bytes by which the size of samples may be too large: some programs count the header
 MP3_SLACK = 256  # likewise in a Xing header: some count a tag that was taken away since
@@ -51,6 +52,64 @@ def check_size(file: BinaryIO, name: str) -> None:
             if promised is not None and promised > size + slack:
                 raise truncated(name, f"a file of {promised} bytes or more", f"{size}")
     file.seek(0)
+
+
+def known_sizes(file: BinaryIO) -> dict[int, bytes]:
+    """What is to be written into a header, by place, whose sizes are unknown and which FFmpeg would take for true.
+
+    The file is left at its start.
+    """
+    size = file.seek(0, io.SEEK_END)
+    head = _at(file, 0, 16)
+    known: dict[int, bytes] = {}
+    if head[:4] == b".snd" and head[8:12] == bytes(4):
+        known[8] = UNKNOWN_SIZE.to_bytes(4, "big")  # which it knows
+    elif head == _W64_RIFF:
+        known = _known_w64(file, size)
+    elif head[:4] in (b"RF64", b"BW64"):
+        chunks = {kind: (start, length) for start, kind, length in _chunks(file, size, 12, "little")}
+        if b"ds64" in chunks and b"data" in chunks and chunks[b"data"][1] >= STREAMED_SIZE:
+            place = chunks[b"ds64"][0] + 8
+            wide = int.from_bytes(_at(file, place, 8), "little")
+            if not 0 < wide < LONGEST or wide == UNKNOWN_SIZE:
+                known[place] = (size - chunks[b"data"][0]).to_bytes(8, "little")
+    elif head[:4] == b"FORM":
+        chunks = {kind: (start, length) for start, kind, length in _chunks(file, size, 12, "big")}
+        start, length = chunks.get(b"SSND", (0, 1))
+        if b"COMM" in chunks and start and (not length or length >= STREAMED_SIZE) and size < STREAMED_SIZE:
+            known = {4: (size - 8).to_bytes(4, "big"), start - 4: (size - start).to_bytes(4, "big")}
+            known[chunks[b"COMM"][0] + 2] = bytes(4)  # of frames
+    file.seek(0)
+    return known
+
+
+def _known_w64(file: BinaryIO, size: int) -> dict[int, bytes]:
+    place = 40
+    for _ in range(MOST_CHUNKS):
+        chunk = _at(file, place, 24)
+        length = int.from_bytes(chunk[16:], "little")
+        if len(chunk) < 24:
+            break
+        if chunk[:4] == b"data":
+            sizes = {16: size, place + 16: size - place}
+            whole = 24 < length < LONGEST
+            return {} if whole else {at: value.to_bytes(8, "little") for at, value in sizes.items()}
+        place += max(length + 7, 8) // 8 * 8
+    return {}
+
+
+def check_piped_size(start: bytes, size: int, name: str) -> None:
+    """As ``check_size``, of what came through a pipe, where its size is in its first bytes: wav, and mp3 with a Xing
+    header.
+
+    Raises:
+        AudioError: it is truncated.
+    """
+    for matches, promised_size, slack in _LAYOUTS:
+        if matches(start[:16]) and promised_size in (_riff, _mp3):
+            promised = promised_size(io.BytesIO(start), size)
+            if promised is not None and promised > size + slack:
+                raise truncated(name, f"{promised} bytes or more", f"{size}")
 
 
 def truncated(name: str, promised: str, there: str) -> AudioError:
@@ -121,7 +180,7 @@ def _riff(file: BinaryIO, size: int) -> int | None:
             wide = int.from_bytes(_at(file, start + 8, 8), "little")
         if kind == b"data":
             if head[:4] in (b"RF64", b"BW64") and length >= STREAMED_SIZE:
-                return start + wide if wide < LONGEST else None
+                return start + wide if wide < LONGEST and wide != UNKNOWN_SIZE else None
             return start + length if length < STREAMED_SIZE else None
     return None
 
@@ -137,7 +196,7 @@ def _avi(file: BinaryIO, size: int) -> int | None:
 
 def _aiff(file: BinaryIO, size: int) -> int | None:
     for start, kind, length in _chunks(file, size, 12, "big"):
-        if kind == b"SSND":
+        if kind in (b"SSND", b"BODY"):
             return start + length if length < STREAMED_SIZE else None
     return None
 
@@ -209,10 +268,10 @@ def _voc(file: BinaryIO, size: int) -> int | None:
 def _flv(file: BinaryIO, size: int) -> int | None:
     place = int.from_bytes(_at(file, 5, 4), "big") + 4
     while place < size:
-        head = _at(file, place, 4)
-        if head[0] & 0x1F not in (8, 9, 18):  # sound, picture, text; others: what was put after it
+        head = _at(file, place, 11)
+        if head[0] not in (8, 9, 18) or any(head[8:]):  # sound, picture, text; others: what was put after it
             return None
-        place += 11 + int.from_bytes(head[1:], "big") + 4
+        place += 11 + int.from_bytes(head[1:4], "big") + 4
     return place
 
 
@@ -298,8 +357,8 @@ _LAYOUTS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], int | N
     (_starts(b"\x1a\x45\xdf\xa3"), _matroska, 0),
     (_starts(_ASF_HEADER), _asf, 0),
     (_starts(b".RMF"), _rm, SIZE_SLACK),
-    (_starts(b"Creative Voice File"), _voc, SIZE_SLACK),
+    (_starts(b"Creative Voice F"), _voc, SIZE_SLACK),
     (_starts(b"FLV\1"), _flv, 4),
-    (lambda head: head[4:8] in _BOXES, _mp4, 0),
+    (lambda head: head[4:8] in _BOXES, _mp4, SIZE_SLACK),
     (lambda head: head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"), _mp3, MP3_SLACK),
 )

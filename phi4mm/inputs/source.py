@@ -37,5 +37,5 @@ def unwrapped(source: Any) -> Any:
 
 
 def is_url(source: Any) -> bool:
-    """Whether a source is a web address, which is refused: nothing is downloaded behind the user's back."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+    """Whether a source is a web address or a data URI, which are refused: nothing is downloaded behind the user's back."""
+    return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://", "data:"))
