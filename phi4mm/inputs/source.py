@@ -37,5 +37,5 @@ def unwrapped(source: Any) -> Any:
 
 
 def is_url(source: Any) -> bool:
-    """Whether a source is a web address or a data URI, which are refused: nothing is downloaded behind the user's back."""
+    """Whether a source is a web address or a data URI, which are refused: nothing is downloaded unasked."""
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://", "data:"))
