@@ -16,7 +16,7 @@ import torch
 
 from phi4mm.adapters import Adapters
 from phi4mm.checkpoint import save_checkpoint
-from phi4mm.devices import DeviceInfo, describe
+from phi4mm.devices import DeviceInfo, describe, prepare, resolve_device
 from phi4mm.engine.client import Client
 from phi4mm.engine.core import Core
 from phi4mm.engine.encoders import Encoders
@@ -75,9 +75,10 @@ class Phi4MM:
     ) -> None:
         self.model = model
         self.tokenizer_file = tokenizer_file
+        prepare(model.device)
         self.device_info = info or describe(model.device, model.dtype, prepacked=False, why="as the model was made")
         self.processor = Processor(model.config, Tokenizer(tokenizer_file), lambda: model.adapters)
-        bounds = options or EngineOptions()
+        bounds = options or EngineOptions.on(model.device)
 
         def make_core(num_threads: int) -> Core:
             plan = plan_threads(model, num_threads)
@@ -140,21 +141,20 @@ class Phi4MM:
         if compile and (quantize is not None or prepack is True):
             other = f"quantize={quantize!r}" if quantize is not None else "prepack=True"
             raise Phi4MMError(f"{other} and compile=True do not go together; leave out all but one")
-        bounds = options or EngineOptions(cache_tokens=cache_tokens, max_rows=max_rows)
+        where = resolve_device(device)
+        bounds = options or EngineOptions.on(where, cache_tokens=cache_tokens, max_rows=max_rows)
         loaded = load(
             source,
-            device=device,
+            device=where,
             dtype=dtype,
             quantize=quantize,
             merge=merge,
             prepack=False if compile else prepack,
             revision=revision,
         )
-        make_runner: MakeRunner = ModelRunner
-        if compile:
-            from phi4mm.engine.cuda_graphs import CompiledRunner
+        from phi4mm.engine.cuda_graphs import fastest_runner
 
-            make_runner = partial(CompiledRunner, max_rows=bounds.max_rows)
+        make_runner = fastest_runner(where, bounds.max_rows, compiled=compile, quantized=quantize is not None)
         return cls(loaded.model, loaded.tokenizer_file, options=bounds, make_runner=make_runner, info=loaded.info)
 
     def close(self) -> None:

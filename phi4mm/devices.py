@@ -85,6 +85,16 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def prepare(device: torch.device) -> None:
+    """Choose the attention kernels of a GPU, for the whole process.
+
+    cuDNN's, which torch prefers on Hopper, makes a plan for every new length, which takes 1.5 ms: a decode step of
+    Phi-4-mini spent 59 ms on plans for 8 ms of work (H100, torch 2.11).
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def resolve_dtype(name: str | torch.dtype) -> torch.dtype | None:
     """The floating-point type of that name; ``None`` for "auto".
 

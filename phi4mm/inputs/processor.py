@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -19,9 +23,11 @@ from phi4mm.inputs.prompt import MediaPlace, render
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.batch import AudioBatch, Batch, ImageBatch
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.media import MediaItem, PreparedImage
+from phi4mm.model.media import Deferred, Features, MediaItem, PreparedImage, cost_of, nbytes_of
 from phi4mm.model.router import route
 from phi4mm.types import Modality, Request, Route
+
+_MOST_SIZES = 4096  # media whose sizes are remembered
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Processor:
         self.tokenizer = tokenizer
         own = tuple(adapter.name for adapter in config.adapters)
         self.adapter_names = adapter_names or (lambda: own)
+        self._sizes = _Sizes()
 
     def __call__(self, requests: Iterable[Request | Mapping[str, Any]]) -> Batch:
         """Every tensor that the model needs, plus one route per row.
@@ -126,17 +133,34 @@ class Processor:
             assert self.config.vision is not None
             name = _name(request.images[place.index], f"image {place.index + 1}")
             picture = load_image(request.images[place.index], name=name)
-            image = prepare_image(picture, self.config.vision, name=name)
-            # Of the pixels, from which the crops follow: they are a fraction of the crops' bytes.
             digest = _digest(f"image {picture.size};", picture.tobytes())
-            item = MediaItem("image", image, "image", image.num_tokens, start, digest)
-            return item, self.config.vision.image_token_id
+            make_image = partial(prepare_image, picture, self.config.vision, name=name)
+            return self._item("image", make_image, "image", start, digest), self.config.vision.image_token_id
         assert self.config.speech is not None
         name = _name(request.audios[place.index], f"audio {place.index + 1}")
-        features = self._log_mel(load_audio(request.audios[place.index], name=name))
-        digest = _digest(f"{projector} {tuple(features.shape)};", features.contiguous().numpy().data)
-        item = MediaItem("audio", features, projector, self.config.speech.num_tokens(len(features)), start, digest)
+        waveform = load_audio(request.audios[place.index], name=name)
+        samples = np.ascontiguousarray(waveform.samples)
+        header = f"{projector} {samples.dtype} {samples.shape} {waveform.sampling_rate};"
+        digest = _digest(header, samples.data)
+        item = self._item("audio", partial(self._log_mel, waveform), projector, start, digest)
         return item, self.config.speech.audio_token_id
+
+    def _item(
+        self, kind: Literal["image", "audio"], make: Callable[[], Features], projector: str, start: int, digest: bytes
+    ) -> MediaItem:
+        """A medium with its features; of one that was seen before they are made when they are asked for."""
+        size = self._sizes.get(digest)
+        if size is not None:
+            deferred = Deferred(make, size.cost, size.nbytes)
+            return MediaItem(kind, deferred, projector, size.num_tokens, start, digest)
+        features = make()
+        if isinstance(features, PreparedImage):
+            num_tokens = features.num_tokens
+        else:
+            assert self.config.speech is not None
+            num_tokens = self.config.speech.num_tokens(len(features))
+        self._sizes.put(digest, _Size(num_tokens, cost_of(features), nbytes_of(features)))
+        return MediaItem(kind, features, projector, num_tokens, start, digest)
 
     def _log_mel(self, waveform: Waveform) -> Tensor:
         assert self.config.speech is not None
@@ -172,11 +196,39 @@ class Processor:
         )
 
 
+class _Size(NamedTuple):
+    """Of a medium that was seen: see ``MediaItem``."""
+
+    num_tokens: int
+    cost: int
+    nbytes: int
+
+
+class _Sizes:
+    """Those of the media that were seen last, by their digests; for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[bytes, _Size] = OrderedDict()
+
+    def get(self, digest: bytes) -> _Size | None:
+        with self._lock:
+            if digest in self._kept:
+                self._kept.move_to_end(digest)
+            return self._kept.get(digest)
+
+    def put(self, digest: bytes, size: _Size) -> None:
+        with self._lock:
+            self._kept[digest] = size
+            if len(self._kept) > _MOST_SIZES:
+                self._kept.popitem(last=False)
+
+
 def _digest(header: str, content: bytes | memoryview) -> bytes:
-    """BLAKE2b, 16 bytes."""
-    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    """The first 16 bytes of SHA-256, for which processors have instructions."""
+    digest = hashlib.sha256(header.encode())
     digest.update(content)
-    return digest.digest()
+    return digest.digest()[:16]
 
 
 def _name(source: Any, position: str) -> str:
