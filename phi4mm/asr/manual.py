@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from phi4mm.asr.formats import table
 from phi4mm.asr.parser import PROGRAM, make_parser, variable
 
 _HEAD = """\
@@ -80,7 +81,7 @@ def manual() -> str:
             title = (group.title or "").capitalize()
             rows = "\n".join(f"| {_name(action)} | `{variable(action)}` | {_cell(action)} |" for action in options)
             parts.append(f"## {title}\n\n| option | environment | |\n|---|---|---|\n{rows}\n")
-    return "\n".join([*parts, _TAIL])
+    return "\n".join([*parts, table(), _TAIL])
 
 
 def _name(action: argparse.Action) -> str:

@@ -103,9 +103,7 @@ def sound_track(container: av.container.InputContainer, name: str, track: int | 
     tracks = container.streams.audio
     if not tracks:
         raise AudioError(f"{name}: has no sound track ({container.format.long_name}); pass a file with sound")
-    if track is not None and not 0 <= track < len(tracks):
-        count = f"{len(tracks)} sound tracks" if len(tracks) > 1 else "one sound track"
-        raise AudioError(f"{name}: has no sound track {track + 1}, it has {count}; take one of those")
+    check_track(track, len(tracks), name)
     if track is not None:
         known = [tracks[track]] if tracks[track].codec_context else []
     else:
@@ -113,7 +111,17 @@ def sound_track(container: av.container.InputContainer, name: str, track: int | 
         known.sort(key=lambda one: not one.disposition & av.stream.Disposition.default)
     if not known:
         raise _not_audio(name, "its codec is not known")
+    if container.format.name == "caf" and known[0].codec_context.name == "alac":
+        # FFmpeg would drop what is missing in the last packet, which has no more than there is, from its end again.
+        known[0].codec_context.flags2 |= av.codec.context.Flags2.skip_manual
     return known[0]
+
+
+def check_track(track: int | None, count: int, name: str) -> None:
+    """Refuses a number of a sound track of which a file has ``count``."""
+    if track is not None and not 0 <= track < count:
+        tracks = f"{count} sound tracks" if count > 1 else "one sound track"
+        raise AudioError(f"{name}: has no sound track {track + 1}, it has {tracks}; take one of those")
 
 
 def blocks(

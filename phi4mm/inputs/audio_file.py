@@ -15,7 +15,16 @@ import numpy as np
 import torch
 
 from phi4mm.errors import AudioError, AudioReadError
-from phi4mm.inputs.audio_container import MAX_SECONDS, blocks, check_form, opened_container, sound_track, too_long
+from phi4mm.inputs.audio_container import (
+    MAX_SECONDS,
+    blocks,
+    check_form,
+    check_track,
+    opened_container,
+    sound_track,
+    too_long,
+)
+from phi4mm.inputs.audio_sndfile import is_misread, sndfile_blocks, sndfile_seconds
 from phi4mm.inputs.file_layout import check_size, known_sizes, ogg_links
 from phi4mm.inputs.source import is_url
 
@@ -53,15 +62,25 @@ def decoded_blocks(source: AudioSource, name: str, *, track: int | None = None) 
             yield _from_samples(part, name)
     else:
         seconds = 0.0
-        with _opened(source, name) as file:
-            check_size(file, name)
-            for link in _links(file):
-                with opened_container(link, name) as container:
-                    for block, rate in blocks(container, sound_track(container, name, track), name):
-                        seconds += len(block) / rate
-                        if seconds > MAX_SECONDS:
-                            raise too_long(name)
-                        yield block, rate
+        for block, rate in _file_blocks(source, name, track):
+            seconds += len(block) / rate
+            if seconds > MAX_SECONDS:
+                raise too_long(name)
+            yield block, rate
+
+
+def _file_blocks(source: Any, name: str, track: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    with _opened(source, name) as file:
+        check_size(file, name)
+        if is_misread(file):
+            check_track(track, 1, name)
+            for block, rate in sndfile_blocks(file, name):
+                check_form(block.shape[1], rate, name)
+                yield block, rate
+            return
+        for link in _links(file):
+            with opened_container(link, name) as container:
+                yield from blocks(container, sound_track(container, name, track), name)
 
 
 def audio_seconds(source: AudioSource, name: str = "audio") -> float | None:
@@ -76,6 +95,8 @@ def audio_seconds(source: AudioSource, name: str = "audio") -> float | None:
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else name
     seconds = 0.0
     with _opened(source, name) as file:
+        if is_misread(file):
+            return sndfile_seconds(file, name)
         for link in _links(file):
             with opened_container(link, name) as container:
                 sound_track(container, name, None)
