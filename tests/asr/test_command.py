@@ -315,3 +315,12 @@ def test_microphone(model: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(microphone, "SimpleQueue", Interrupted)
     assert asr.main(["--mic"]) == 0
     assert capsys.readouterr().out == "0.2 seconds\n"
+
+
+def test_a_choice_of_track(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asr.main(["--track", "2", str(write(tmp_path / "a.wav", 0.1))]) == 0
+    assert [options["track"] for _, options in model.calls] == [1]
+    for bad in ("0", "-1", "two"):
+        with pytest.raises(SystemExit, match="2"):
+            asr.main([f"--track={bad}", str(tmp_path / "a.wav")])
+        assert "is not a track's number" in capsys.readouterr().err

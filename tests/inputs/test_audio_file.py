@@ -99,7 +99,13 @@ def test_film_without_sound() -> None:
 PLAYLISTS = {
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{0}\n#EXT-X-ENDLIST\n",
     "hls, absolute": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{1}\n#EXT-X-ENDLIST\n",
+    "hls, a path": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{1}\n#EXT-X-ENDLIST\n",
     "concat": "ffconcat version 1.0\nfile {0}\n",
+    "concat, absolute": "ffconcat version 1.0\nfile {1}\n",
+    "quicktime's text": "<?xml version='1.0'?><?quicktime type='application/x-quicktime-media-link'?>"
+    "<embed src='{1}'/>",
+    "asx": "<asx version='3.0'><entry><ref href='{1}'/></entry></asx>",
+    "pls": "[playlist]\nFile1={1}\nNumberOfEntries=1\n",
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns={0}\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
     "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
     '<AdaptationSet><Representation id="1" mimeType="audio/wav"><BaseURL>{0}</BaseURL></Representation></AdaptationSet>'
@@ -108,7 +114,7 @@ PLAYLISTS = {
 
 
 @pytest.mark.parametrize("kind", PLAYLISTS)
-@pytest.mark.parametrize("suffix", [".m3u8", ".ffconcat", ".sdp", ".mp3"])
+@pytest.mark.parametrize("suffix", [".m3u8", ".ts", ".mp4", ".wav"])
 def test_a_playlist_opens_nothing(tmp_path: Path, kind: str, suffix: str) -> None:
     other = tmp_path / "other.wav"
     soundfile.write(other, tone(), RATE)
