@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -27,7 +30,7 @@ class StandardOutputError(Exception):
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--model``, ``--device``, ``--dtype`` and ``--threads``."""
+    """Add ``--model``, ``--device``, ``--dtype``, ``--quantize`` and ``--threads``."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="SOURCE", help="a checkpoint folder or a hub id (default: the bundled checkpoint)"
@@ -38,6 +41,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
         help="precision (default: auto, the fastest on the device that loses nothing of the checkpoint)",
+    )
+    group.add_argument(
+        "--quantize", choices=("int8", "int4"), help="store the decoder in so many bits: less memory, faster decoding"
     )
     group.add_argument(
         "--threads", type=positive, metavar="N", help="on a CPU (default: as many as there are cores for this process)"
@@ -71,7 +77,9 @@ def load_model(options: argparse.Namespace) -> Phi4MM:
 
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        return Phi4MM.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+        return Phi4MM.from_pretrained(
+            options.model, device=options.device, dtype=options.dtype, quantize=options.quantize
+        )
 
 
 def exit_code(program: str, command: Callable[[], int]) -> int:
@@ -89,7 +97,7 @@ def exit_code(program: str, command: Callable[[], int]) -> int:
         error; 1 where whoever read its output has gone.
     """
     prepare_streams()
-    with Interrupts(program) as interrupts:
+    with Interrupts(program) as interrupts, _quiet_exit():
         try:
             code = command()
         except (BrokenPipeError, StandardOutputError) as error:
@@ -113,6 +121,15 @@ def exit_code(program: str, command: Callable[[], int]) -> int:
             report(program, "; ".join([str(interrupts.first), *getattr(interrupts.first, "__notes__", ())]))
             return interrupts.first.code
         return code
+
+
+@contextmanager
+def _quiet_exit() -> Iterator[None]:
+    """Ctrl-C after all is done, while Python puts the libraries away, is passed over."""
+    try:
+        yield
+    finally:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the last that is registered comes first
 
 
 def write_out(text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import io
 import os
-import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -139,21 +138,33 @@ def _in_folder(folder: Path, recursive: bool) -> list[Path]:
 
 
 @contextmanager
-def readable(path: str) -> Iterator[Callable[[], Any]]:
-    """What opens an input, each time from its start. Standard input is put on disk first."""
+def readable(path: str, *, often: bool) -> Iterator[Callable[[], Any]]:
+    """What opens an input. Standard input is decoded as it comes where its format allows that.
+
+    Args:
+        path: a file, or "-".
+        often: whether it is opened more than once, each time from its start: standard input is then put on disk.
+
+    Raises:
+        AudioError: there is no room on the disk for standard input, or it cannot be read.
+    """
     if path != STANDARD_INPUT:
         yield lambda: path
-        return
-    with tempfile.NamedTemporaryFile(prefix="phi4mm-") as copy:
-        try:
-            shutil.copyfileobj(sys.stdin.buffer, copy)
-            copy.flush()
-        except OSError as error:
-            raise AudioError(f"standard input: cannot be copied to {copy.name} ({error.strerror})") from error
-        yield lambda: _StandardInput(io.FileIO(copy.name))
+    elif not often:
+        yield lambda: _standard_input(sys.stdin.fileno())
+    else:
+        from phi4mm.inputs.pipe import Pipe
+
+        with tempfile.NamedTemporaryFile(prefix="phi4mm-") as copy:
+            try:
+                Pipe(_standard_input(sys.stdin.fileno()), "standard input").copy_to(copy)
+            except OSError as error:
+                raise AudioError(f"standard input: cannot be copied to {copy.name} ({error.strerror})") from error
+            yield lambda: _standard_input(copy.name)
 
 
-class _StandardInput(io.BufferedReader):
-    """A copy of standard input, under the name that errors have for it."""
-
-    name = "standard input"
+def _standard_input(file: str | int) -> io.BufferedReader:
+    """A file, or an open one's number, under the name that errors have for it."""
+    raw = io.FileIO(file, closefd=isinstance(file, str))
+    raw.name = "standard input"
+    return io.BufferedReader(raw)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phi4mm.asr.files import Input, readable
+from phi4mm.asr.files import STANDARD_INPUT, Input, readable
 from phi4mm.asr.outputs import FileOutput, FormatOutput, JsonLineOutput, LineOutput, Output
 from phi4mm.asr.parser import PROGRAM
 from phi4mm.asr.progress import Progress
@@ -99,7 +99,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return " ".join(filter(None, (self.item.path, self.label)))
+        name = "standard input" if self.item.path == STANDARD_INPUT else self.item.path
+        return " ".join(filter(None, (name, self.label)))
 
     def end(self, transcript: Transcript) -> list[str]:
         """End its outputs; what is wrong with those that cannot be written."""
@@ -181,7 +182,7 @@ def _jobs(
         with ExitStack() as stack:
             if error is None:
                 try:
-                    opened = stack.enter_context(readable(item.path))
+                    opened = stack.enter_context(readable(item.path, often=options.channel == "each"))
                     channels = _channels(opened, options.channel, speech.get("track"))
                 except (Phi4MMError, OSError) as found:
                     error = found

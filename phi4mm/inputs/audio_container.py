@@ -10,6 +10,7 @@ import numpy as np
 
 from phi4mm.errors import AudioError
 from phi4mm.inputs.file_layout import truncated
+from phi4mm.inputs.pipe import Pipe
 
 if TYPE_CHECKING:
     import av
@@ -18,6 +19,8 @@ MAX_CHANNELS = 64
 MIN_RATE, MAX_RATE = 1000, 4_000_000  # Hz
 MAX_SECONDS = 24 * 60 * 60
 BLOCK_SAMPLES = 1 << 18  # samples decoded at once, over all channels
+
+PROBED_OF_PIPE = "65536"  # bytes by which FFmpeg finds out what it is; by default 5 MB, which may take minutes to come
 
 # FFmpeg's demuxers of audio and video; none of them opens another file, as those of playlists do.
 FORMATS = (
@@ -49,8 +52,10 @@ SPLICE = 10.0  # seconds; a further jump is such a place, as the ffmpeg program 
 class _Unnamed:
     """A binary file without its name, by which FFmpeg would guess the format."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+    def __init__(self, file: BinaryIO | Pipe) -> None:
+        self.read = file.read
+        if not isinstance(file, Pipe):
+            self.seek, self.tell = file.seek, file.tell
 
 
 def _refused(url: str, flags: int, options: dict[str, str]) -> Any:
@@ -58,8 +63,8 @@ def _refused(url: str, flags: int, options: dict[str, str]) -> Any:
 
 
 @contextmanager
-def opened_container(file: BinaryIO, name: str) -> Iterator[av.container.InputContainer]:
-    """A file, from its start, as FFmpeg finds it to be by its contents.
+def opened_container(file: BinaryIO | Pipe, name: str) -> Iterator[av.container.InputContainer]:
+    """A file, from its start, or a pipe, as FFmpeg finds it to be by its contents.
 
     Raises:
         AudioError: it is not audio or video of a format in ``FORMATS``.
@@ -67,16 +72,20 @@ def opened_container(file: BinaryIO, name: str) -> Iterator[av.container.InputCo
     """
     import av
 
-    file.seek(0)
-    start = file.read(16)
-    file.seek(0)
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_size": "65536"}
+    if isinstance(file, Pipe):
+        start, options["probesize"] = file.start[:16], PROBED_OF_PIPE
+    else:
+        file.seek(0)
+        start = file.read(16)
+        file.seek(0)
     if not start:
         raise AudioError(f"{name}: is empty (0 bytes), expected an audio file; write or download it again")
     try:
         container = av.open(
             _Unnamed(file),
             "r",
-            options={"format_whitelist": FORMATS, "protocol_whitelist": "none", "max_size": "65536"},
+            options=options,
             io_open=_refused,
             metadata_errors="replace",
             buffer_size=1 << 17,
@@ -125,9 +134,12 @@ def check_track(track: int | None, count: int, name: str) -> None:
 
 
 def blocks(
-    container: av.container.InputContainer, stream: av.AudioStream, name: str
+    container: av.container.InputContainer, stream: av.AudioStream, name: str, at_once: int = BLOCK_SAMPLES
 ) -> Iterator[tuple[np.ndarray, int]]:
     """A track's samples from the beginning of the container's time, with silence where it has none.
+
+    Args:
+        at_once: samples of a block, over all channels.
 
     Yields:
         float32 samples [n, channels] and the sampling rate in Hz, which may both change on the way.
@@ -144,7 +156,7 @@ def blocks(
         silence = line.silence_before(frame)
         if line.position > MAX_SECONDS:
             raise too_long(name)
-        full = fifo.samples * frame.layout.nb_channels >= BLOCK_SAMPLES
+        full = fifo.samples * frame.layout.nb_channels >= at_once
         if fifo.samples and (silence or form != before or full):
             yield _block(fifo.read())
         if form != before:

@@ -24,12 +24,14 @@ from phi4mm.inputs.audio_container import (
     sound_track,
     too_long,
 )
-from phi4mm.inputs.audio_sndfile import is_misread, sndfile_blocks, sndfile_seconds
-from phi4mm.inputs.file_layout import check_size, known_sizes, ogg_links
+from phi4mm.inputs.audio_sndfile import SNDFILE_HEAD, is_misread, sndfile_blocks, sndfile_seconds
+from phi4mm.inputs.file_layout import check_piped_size, check_size, known_sizes, ogg_links
+from phi4mm.inputs.pipe import Pipe, in_thread, is_pipe
 from phi4mm.inputs.source import is_url
 
 FULL_SCALE = 32768.0  # of 16-bit sample values
 COPIED_AT_ONCE = 1 << 16  # bytes
+BLOCK_OF_PIPE = 1 << 12  # samples decoded at once: those of a live recording are given soon
 
 Samples = tuple[np.ndarray | torch.Tensor | list[Any], int]
 AudioSource = str | os.PathLike[str] | bytes | BinaryIO | Samples | Iterator[Samples]
@@ -60,27 +62,53 @@ def decoded_blocks(source: AudioSource, name: str, *, track: int | None = None) 
     elif isinstance(source, Iterator) and not hasattr(source, "read"):
         for part in source:
             yield _from_samples(part, name)
+    elif is_pipe(source):
+        yield from in_thread(_piped_blocks(source, name, track))
     else:
-        seconds = 0.0
-        for block, rate in _file_blocks(source, name, track):
+        yield from _file_blocks(source, name, track)
+
+
+def _file_blocks(source: Any, name: str, track: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    seconds = 0.0
+    with _opened(source, name) as file:
+        check_size(file, name)
+        for block, rate in _sound_of(file, name, track):
             seconds += len(block) / rate
             if seconds > MAX_SECONDS:
                 raise too_long(name)
             yield block, rate
 
 
-def _file_blocks(source: Any, name: str, track: int | None) -> Iterator[tuple[np.ndarray, int]]:
-    with _opened(source, name) as file:
-        check_size(file, name)
-        if is_misread(file):
-            check_track(track, 1, name)
-            for block, rate in sndfile_blocks(file, name):
-                check_form(block.shape[1], rate, name)
-                yield block, rate
-            return
-        for link in _links(file):
-            with opened_container(link, name) as container:
-                yield from blocks(container, sound_track(container, name, track), name)
+def _sound_of(file: BinaryIO, name: str, track: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    if is_misread(file.read(SNDFILE_HEAD)):
+        check_track(track, 1, name)
+        for block, rate in sndfile_blocks(file, name):
+            check_form(block.shape[1], rate, name)
+            yield block, rate
+        return
+    for link in _links(file):
+        with opened_container(link, name) as container:
+            yield from blocks(container, sound_track(container, name, track), name)
+
+
+def _piped_blocks(source: Any, name: str, track: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """The blocks of a pipe: as they come where its format allows that, otherwise from a copy on disk."""
+    with ExitStack() as stack:
+        try:
+            if isinstance(source, (str, os.PathLike)):
+                source = stack.enter_context(open(source, "rb", buffering=0))
+            _check_binary(source, name)
+            pipe = Pipe(source, name)
+            if pipe.decodes_as_it_comes() and not is_misread(pipe.start):
+                container = stack.enter_context(opened_container(pipe, name))
+                yield from blocks(container, sound_track(container, name, track), name, BLOCK_OF_PIPE)
+                check_piped_size(pipe.start, pipe.count, name)
+                return
+            copy = stack.enter_context(tempfile.TemporaryFile())
+            pipe.copy_to(copy)
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        yield from _file_blocks(copy, name, track)
 
 
 def audio_seconds(source: AudioSource, name: str = "audio") -> float | None:
@@ -95,7 +123,7 @@ def audio_seconds(source: AudioSource, name: str = "audio") -> float | None:
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else name
     seconds = 0.0
     with _opened(source, name) as file:
-        if is_misread(file):
+        if is_misread(file.read(SNDFILE_HEAD)):
             return sndfile_seconds(file, name)
         for link in _links(file):
             with opened_container(link, name) as container:
@@ -159,15 +187,19 @@ def _in_place(source: Any, name: str) -> BinaryIO | None:
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
+    _check_binary(source, name)
+    raw = source.raw if type(source) in (io.BufferedReader, io.BufferedRandom) else source
+    whole = type(raw) in (io.FileIO, io.BytesIO) and source.seekable() and source.tell() == 0
+    return source if whole else None
+
+
+def _check_binary(source: Any, name: str) -> None:
     nothing = source.read(0) if hasattr(source, "read") else source
     if not isinstance(nothing, bytes):
         raise AudioError(
             f"{name}: gives {type(nothing).__name__}, expected a path, bytes, a file open in binary mode or "
             "(samples, sampling_rate)"
         )
-    raw = source.raw if type(source) in (io.BufferedReader, io.BufferedRandom) else source
-    whole = type(raw) in (io.FileIO, io.BytesIO) and source.seekable() and source.tell() == 0
-    return source if whole else None
 
 
 @contextmanager

@@ -17,15 +17,15 @@ from phi4mm.inputs.file_layout import truncated
 if TYPE_CHECKING:
     import soundfile
 
+SNDFILE_HEAD = 64  # bytes
 BLOCK_FRAMES = 1 << 16
 _AU_CODES = {23, 25, 26}  # G.721, and G.723 of 24 and 40 kbit/s
 _WAV_G721 = b"\x40\0"
 
 
-def is_misread(file: BinaryIO) -> bool:
-    """Whether a file is of one of these kinds; it is left at its start."""
-    head = file.read(64)
-    file.seek(0)
+def is_misread(head: bytes) -> bool:
+    """Whether a file is of one of these kinds, by its first ``SNDFILE_HEAD`` bytes or more."""
+    head = head[:SNDFILE_HEAD]
     if head[:4] == b"RIFX" or head[:4] == b"dns.":  # AU in the other order of bytes
         return True
     if head[:4] == b".snd":
@@ -68,6 +68,7 @@ def _opened(file: BinaryIO, name: str) -> Iterator[soundfile.SoundFile]:
         try:
             descriptor = file.fileno()
         except OSError:  # it is in memory
+            file.seek(0)
             shutil.copyfileobj(file, copy)
             copy.flush()
             descriptor = copy.fileno()

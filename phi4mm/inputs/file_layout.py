@@ -98,6 +98,20 @@ def _known_w64(file: BinaryIO, size: int) -> dict[int, bytes]:
     return {}
 
 
+def check_piped_size(start: bytes, size: int, name: str) -> None:
+    """As ``check_size``, of what came through a pipe, where its size is in its first bytes: wav, and mp3 with a Xing
+    header.
+
+    Raises:
+        AudioError: it is truncated.
+    """
+    for matches, promised_size, slack in _LAYOUTS:
+        if matches(start[:16]) and promised_size in (_riff, _mp3):
+            promised = promised_size(io.BytesIO(start), size)
+            if promised is not None and promised > size + slack:
+                raise truncated(name, f"{promised} bytes or more", f"{size}")
+
+
 def truncated(name: str, promised: str, there: str) -> AudioError:
     return AudioError(
         f"{name}: is truncated: its header promises {promised}, {there} are there; copy or download it again"

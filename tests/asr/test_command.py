@@ -172,15 +172,18 @@ def test_inputs(tmp_path: Path) -> None:
     assert (standard.path, str(standard.output)) == ("-", "stdin")
 
 
+@pytest.mark.parametrize("channel", ["mix", "each"])
 def test_standard_input(
-    model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    channel: str, model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = write(tmp_path / "a.wav", 0.7).read_bytes()
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
-    assert asr.main(["-"]) == 0
+    with open(write(tmp_path / "a.wav", 0.7)) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert asr.main(["-", "--channel", channel, "--no-filename"]) == 0
     assert capsys.readouterr().out == "0.7 seconds\n"
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"not audio")))
-    assert asr.main(["-"]) == 1
+    (tmp_path / "page").write_bytes(b"not audio")
+    with open(tmp_path / "page") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert asr.main(["-", "--channel", channel]) == 1
     assert "phi4mm.asr: standard input: is not audio" in capsys.readouterr().err
 
 

@@ -114,7 +114,10 @@ def test_a_file_of_each_format_from_each_source(tmp_path: Path, file: str, codec
     np.testing.assert_array_equal(load_audio(content).samples, waveform.samples)
     with path.open("rb") as opened:
         np.testing.assert_array_equal(load_audio(opened).samples, waveform.samples)
-    np.testing.assert_array_equal(piped(content), waveform.samples)
+    through = piped(content)
+    # What an mp3's encoder adds at the end is known from its size, which a pipe has not.
+    assert 0 <= len(through) - len(waveform.samples) <= (0.05 * waveform.sampling_rate if codec == "MP3" else 0)
+    np.testing.assert_array_equal(through[: len(waveform.samples)], waveform.samples)
 
 
 def test_the_table_lists_what_is_read() -> None:
