@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from phi4mm.engine.core import Core, EngineError
+from phi4mm.engine.encoding import Embeddings
 from phi4mm.engine.handle import ENGINE_THREAD
 from phi4mm.engine.row import Group, Prompt, Row, Sink
 from phi4mm.errors import ClosedError
@@ -57,6 +58,7 @@ class Engine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._embeddings: Embeddings | None = None  # of the core, once it is made
         self._cause: BaseException | None = None  # why the core could not be made
         self._num_threads = 1
 
@@ -118,6 +120,10 @@ class Engine:
         self._send(run, refused=future.set_exception)
         return future.result()
 
+    def has_embeddings(self, digest: bytes) -> bool:
+        """Whether the embeddings of a medium are kept now; they may be dropped at any time."""
+        return self._embeddings is not None and digest in self._embeddings
+
     def close(self) -> None:
         """End the thread; every row that has not ended fails with a ``ClosedError``. Again: nothing."""
         with self._changed:
@@ -154,6 +160,7 @@ class Engine:
         except BaseException as error:
             self._refuse_all(error)
             return
+        self._embeddings = core.embeddings
         try:
             while self._next(core):
                 try:
@@ -161,6 +168,7 @@ class Engine:
                 except BaseException as error:  # a fault of the engine itself: no row must wait for ever
                     core.fail_all(lambda error=error: _fault(error))  # type: ignore[misc]
         finally:
+            self._embeddings = None
             core.close(closed_error)
             self._refuse_all(None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
@@ -66,11 +67,15 @@ class Tokenizer:
     Args:
         file: a ``tokenizer.json`` (Hugging Face tokenizers).
 
+    Attributes:
+        file: as given.
+
     Raises:
         CheckpointError: the file is missing or not a tokenizer.
     """
 
     def __init__(self, file: Path) -> None:
+        self.file = file
         try:
             description = json.loads(file.read_text(encoding="utf-8"))
             added = _AddedTokens.validate_python(description.pop("added_tokens", None) or [])
@@ -104,6 +109,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return max([self._text.get_vocab_size(with_added_tokens=False) - 1, *self._added]) + 1
+
+    @cached_property
+    def longest_token(self) -> int:
+        """The most characters that one token stands for."""
+        return max(map(len, (*self._text.get_vocab(with_added_tokens=False), *self._in_text)), default=1)
 
     def control(self, name: str) -> int:
         """The id of a control token such as ``"<|end|>"``.
