@@ -30,7 +30,7 @@ class StandardOutputError(Exception):
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--model``, ``--device``, ``--dtype`` and ``--threads``."""
+    """Add ``--model``, ``--device``, ``--dtype``, ``--quantize`` and ``--threads``."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="SOURCE", help="a checkpoint folder or a hub id (default: the bundled checkpoint)"
@@ -41,6 +41,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
         help="precision (default: auto, the fastest on the device that loses nothing of the checkpoint)",
+    )
+    group.add_argument(
+        "--quantize", choices=("int8", "int4"), help="store the decoder in so many bits: less memory, faster decoding"
     )
     group.add_argument(
         "--threads", type=positive, metavar="N", help="on a CPU (default: as many as there are cores for this process)"
@@ -74,7 +77,9 @@ def load_model(options: argparse.Namespace) -> Phi4MM:
 
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        return Phi4MM.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+        return Phi4MM.from_pretrained(
+            options.model, device=options.device, dtype=options.dtype, quantize=options.quantize
+        )
 
 
 def exit_code(program: str, command: Callable[[], int]) -> int:

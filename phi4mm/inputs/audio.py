@@ -15,7 +15,7 @@ import torch
 
 from phi4mm.errors import AudioError
 from phi4mm.inputs.audio_file import FULL_SCALE, AudioSource, decoded_blocks
-from phi4mm.inputs.source import source_name
+from phi4mm.inputs.source import source_name, unwrapped
 
 if TYPE_CHECKING:
     import soxr
@@ -67,7 +67,8 @@ def load_audio(
     Args:
         source: a path, the bytes of a file or an open binary file (wav, flac, ogg, opus, mp3, m4a, mp4, mkv, webm ...:
             what FFmpeg reads), or ``(samples, sampling_rate)`` with float samples in
-            [-1, 1] of shape [n] or [n, channels], or an iterator of such consecutive parts. Never a URL. Where the
+            [-1, 1] of shape [n] or [n, channels], or an iterator of such consecutive parts; or what a row of
+            ``datasets`` holds, such as ``{"array": ..., "sampling_rate": ...}``. Never a URL. Where the
             rate changes on the way, all is resampled to the first.
         name: what errors call the input; by default the file's path, or "audio".
         channel: take this one alone, counted from 0, instead of the mean of all.
@@ -132,14 +133,14 @@ def num_channels(source: AudioSource, *, name: str | None = None, track: int | N
         AudioError: it cannot be read.
     """
     name = name or source_name(source, "audio")
-    for block, _ in decoded_blocks(source, name, track=track):
+    for block, _ in decoded_blocks(unwrapped(source), name, track=track):
         return block.shape[1]
     raise _no_samples(name)
 
 
 def _mono_blocks(source: AudioSource, name: str, channel: int | None, track: int | None) -> Iterator[Waveform]:
     lengths: dict[int, int] = {}  # samples at each rate
-    for block, rate in decoded_blocks(source, name, track=track):
+    for block, rate in decoded_blocks(unwrapped(source), name, track=track):
         lengths[rate] = lengths.get(rate, 0) + len(block)
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
             samples = _mono(block, name, channel).astype(np.float32)

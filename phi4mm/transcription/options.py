@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from phi4mm.types import DecodingOptions
-from phi4mm.validate import check_bool, check_known, check_number, check_whole, wrong
+from phi4mm.validate import check_bool, check_known, check_number, check_whole, make_plain, wrong
 
 LONGEST_SUMMARY = 1800.0  # seconds: Phi-4-multimodal was trained to summarise up to 30 minutes
 
@@ -50,6 +50,7 @@ class SpeechOptions:
     word_timestamps: bool = False
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_bool("vad", self.vad)
         check_whole("channel", self.channel, 0, or_none=True)
         check_whole("track", self.track, 0, or_none=True)
