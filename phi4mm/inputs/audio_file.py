@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FULL_SCALE = 32768.0  # of 16-bit sample values
 # Bounds of what is accepted, and of the memory that the work takes.
 MAX_CHANNELS = 64
-MAX_RATE = 4_000_000  # Hz
+MIN_RATE, MAX_RATE = 1000, 4_000_000  # Hz
 MAX_SECONDS = 24 * 60 * 60
 BLOCK_SAMPLES = 1 << 18  # samples decoded at once, over all channels
 
@@ -319,8 +319,8 @@ def _from_samples(source: tuple[Any, ...], name: str) -> tuple[np.ndarray, int]:
 
 
 def _check_format(frames: int, channels: int, rate: int, name: str) -> None:
-    if not 0 < rate <= MAX_RATE:
-        raise AudioError(f"{name}: sampling rate {rate} Hz, expected 1 to {MAX_RATE}; give its true rate")
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"{name}: sampling rate {rate} Hz, expected {MIN_RATE} to {MAX_RATE}; give its true rate")
     if not 1 <= channels <= MAX_CHANNELS:
         raise AudioError(
             f"{name}: {channels} channels, expected 1 to {MAX_CHANNELS}; samples have shape [n] or [n, channels]"
