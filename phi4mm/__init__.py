@@ -16,6 +16,7 @@ from phi4mm.errors import (
 )
 from phi4mm.types import (
     Modality,
+    OutputFormat,
     Reply,
     Request,
     Route,
@@ -41,6 +42,7 @@ __all__ = [
     "ClosedError",
     "ImageError",
     "Modality",
+    "OutputFormat",
     "Phi4MM",
     "Phi4MMError",
     "PromptError",
@@ -56,6 +58,10 @@ __all__ = [
     "Workers",
     "__version__",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -64,6 +64,11 @@ TINY = Phi4MMConfig(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=200, metavar="N", help="cases that each fuzzing test tries")
+    parser.addoption("--schemas", type=int, default=30, help="random JSON schemas to try (default: 30)")
+
+
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Give every parameter and buffer a random value, so that no part is trivially zero."""
     generator = torch.Generator().manual_seed(seed)

@@ -10,6 +10,7 @@ import pytest
 
 from phi4mm import Phi4MM
 from phi4mm.engine.options import EngineOptions
+from phi4mm.inputs import processor
 from phi4mm.model.phi4mm import Phi4MMModel
 from tests.media import picture, speech
 
@@ -109,3 +110,29 @@ def test_retries_and_word_alignment_encode_a_piece_once(bundled: Phi4MM, monkeyp
     [segment] = bundled.transcribe(clip, word_timestamps=True, temperature_increment=0.5, **options).segments
     assert segment.words
     assert called == ["speech"]
+
+
+@pytest.mark.parametrize(
+    ("media", "maker"),
+    [({"images": [picture(120, 90)]}, "prepare_image"), ({"audios": [speech(3.0)]}, "log_mel")],
+    ids=["picture", "clip"],
+)
+def test_features_are_made_once(
+    fresh: Callable[..., Phi4MM], monkeypatch: pytest.MonkeyPatch, media: dict[str, Any], maker: str
+) -> None:
+    made = []
+    make = getattr(processor, maker)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        made.append(maker)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(processor, maker, counted)
+    model = fresh()
+    for text in ("What is it?", "And what else?"):
+        model.chat(text, **media, max_new_tokens=2)
+    assert made == [maker]
+    model.drop_caches()
+    reply = model.chat("And what else?", **media, max_new_tokens=8)
+    assert made == [maker] * 2
+    assert fresh().chat("And what else?", **media, max_new_tokens=8) == reply

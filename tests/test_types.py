@@ -45,6 +45,7 @@ BAD_SAMPLING: dict[str, list[Any]] = {
     "n": [0, 129, *BAD_WHOLE],
     "seed": ["7", 1.5, 2**70, 2**64, -(2**63) - 1, math.nan, True, [7]],
     "processors": [*BAD_LISTS, len, "x", [5], [None]],
+    "output": [{}, {"type": "object"}, "json", 5, True],
 }
 BAD_REQUESTS: dict[str, list[Any]] = {
     "text": [None, 5, b"x", ["x"]],
@@ -53,6 +54,23 @@ BAD_REQUESTS: dict[str, list[Any]] = {
     "system": [5, b"x", ["x"], True],
     "history": [None, "x", 5, {"role": "user", "content": "x"}],
     "tools": [None, "x", 5, {"name": "x"}],
+    "tool_choice": [
+        None,
+        5,
+        "any",
+        "required",
+        ["f"],
+        {},
+        {"name": 5},
+        {"name": "f"},
+        {"name": "f", "mode": "auto"},
+        {"allowed": []},
+        {"allowed": "f", "mode": "auto"},
+        {"allowed": ["f"], "mode": "none"},
+        {"allowed": [5], "mode": "auto"},
+        {"allowed": [], "mode": "auto"},
+    ],
+    "parallel_tool_calls": [None, 1, "yes"],
     "adapter": [0, 5, 1.5, True, False, [], ["speech"], ("speech", 5), ("speech", None), b"speech"],
     "sampling": [None, {}, {"temperature": 1.0}, 5],
 }
@@ -175,3 +193,39 @@ def test_types_do_not_import_torch() -> None:
     code = "import sys, phi4mm.types; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    params = SamplingParams(
+        max_new_tokens=np.int64(3),  # type: ignore[arg-type]
+        temperature=np.float32(0.5),
+        seed=np.uint64(2**63),  # type: ignore[arg-type]
+        banned_tokens=[np.int32(4)],  # type: ignore[list-item]
+        logit_bias={np.int64(1): np.float32(2)},  # type: ignore[dict-item]
+    )
+    assert params == SamplingParams(
+        max_new_tokens=3, temperature=0.5, seed=2**63, banned_tokens=[4], logit_bias={1: 2.0}
+    )
+    assert [type(value) for value in (params.max_new_tokens, params.temperature, params.seed)] == [int, float, int]
+
+
+def test_stop_strings_are_bounded() -> None:
+    SamplingParams(stop=["x" * 1000] * 64)
+    with pytest.raises(PromptError, match="stop has 65 items; expected at most 64"):
+        SamplingParams(stop=["x"] * 65)
+    with pytest.raises(PromptError, match=r"stop is 'xxx.*at most 1000 characters"):
+        SamplingParams(stop=["x" * 1001])
+    with pytest.raises(PromptError, match="banned_tokens has 1000000000000 items"):
+        SamplingParams(banned_tokens=range(10**12))
+
+
+def test_token_ids_are_in_the_vocabulary() -> None:
+    good = {"stop_token_ids": [99], "banned_tokens": [99], "logit_bias": {99: 1.0}}
+    SamplingParams(**good).check_vocabulary(100)  # type: ignore[arg-type]
+    for name in good:
+        with pytest.raises(PromptError, match=f"{name}: token id 99; expected 0 to 98"):
+            SamplingParams(**{name: good[name]}).check_vocabulary(99)  # type: ignore[arg-type]
+
+
+def test_rounding_does_not_make_segments_differ() -> None:
+    assert Segment(0.0, 1.0, "x", avg_logprob=-0.5) == Segment(0.0, 1.0, "x", avg_logprob=-0.25)

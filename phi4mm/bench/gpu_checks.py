@@ -16,15 +16,15 @@ from phi4mm.api import Phi4MM
 from phi4mm.bench import cases
 from phi4mm.bench.gpu_report import Budget, Figure, Report, need
 from phi4mm.bench.gpu_setting import TINY, Setting, exact, requests
-from phi4mm.engine.cuda_graphs import CompiledRunner
 from phi4mm.engine.kv_cache import Extent
-from phi4mm.engine.runner import Chunk, ModelRunner, Token
+from phi4mm.engine.runner import Chunk, Token
 from phi4mm.loading import load
 from phi4mm.model.lora import LoRA
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Modality, Request, SamplingParams
 
 TOLERANCE = 1e-3  # of float32 logits: largest difference over largest magnitude
+HALF_TOLERANCE = 3e-2  # of float16 logits: norm of the difference over norm
 _NEW_TOKENS = 24
 _NUM_CLIPS = 4  # of a training step
 
@@ -57,7 +57,7 @@ def _check_parity(setting: Setting, report: Report) -> None:
 
 
 def check_compiled(setting: Setting, budget: Budget, report: Report) -> None:
-    """Compiled decoding, of one set of adapters and of several, equals plain decoding, in float32."""
+    """Captured and compiled decoding, of one set of adapters and of several, equal plain decoding, in float32."""
     exact(partial(_check_compiled, setting, budget, report))
 
 
@@ -67,23 +67,38 @@ def _check_compiled(setting: Setting, budget: Budget, report: Report) -> None:
         "same": [((), 5), ((), 130)],
         "mixed": [((), 5), (("speech",), 130), (("vision",), 64)],
     }
-    for name, rows in lengths.items():
-        start = time.perf_counter()
-        error = compiled_error(setting, model, rows)
-        note = f"{time.perf_counter() - start:.1f} s with compiling"
-        _add(report, "compiled", f"rows with {name} adapters: error of logits", error, error < TOLERANCE, note)
+    for how in ("captured", "compiled"):
+        for name, rows in lengths.items():
+            start = time.perf_counter()
+            error = step_error(setting, model, rows, how)
+            note = f"{time.perf_counter() - start:.1f} s, the first step included"
+            what = f"{how}, rows with {name} adapters: error of logits"
+            _add(report, "compiled", what, error, error < TOLERANCE, note)
+    for how in ("plain", "captured", "compiled"):
+        error = half_error(setting, how)
+        what = f"{how}, ragged rows in float16: error of logits, by norm"
+        _add(report, "compiled", what, error, error < HALF_TOLERANCE)
     need(budget, 30 if setting.device.type == "cuda" else 1, "compiled decoding through the engine")
     one = [Request(f"{number}. What do you know?") for number in range(2)]
-    with setting.phi(model) as plain, setting.phi(model, compiled=True) as compiled:
-        expected, tokens = _greedy(plain, one), _greedy(compiled, one)
-    _add(report, "compiled", "rows with the tokens of plain decoding", *_equal(tokens, expected))
+    with setting.phi(model, "plain") as plain:
+        expected = _greedy(plain, one)
+    for how in ("captured", "compiled"):
+        with setting.phi(model, how) as other:
+            _add(
+                report,
+                "compiled",
+                f"{how}, rows with the tokens of plain decoding",
+                *_equal(_greedy(other, one), expected),
+            )
 
 
 @torch.inference_mode()
-def compiled_error(setting: Setting, model: Phi4MMModel, rows: Sequence[tuple[tuple[str, ...], int]]) -> float:
-    """Between the logits of compiled and plain decoding of rows with these adapters and lengths, over three steps."""
-    plain = ModelRunner(model, 1024)
-    compiled = CompiledRunner(model, 1024, max_rows=8, compile_function=setting.compile_function, flex=True)
+def step_error(
+    setting: Setting, model: Phi4MMModel, rows: Sequence[tuple[tuple[str, ...], int]], how: str = "compiled"
+) -> float:
+    """Between the logits of captured or compiled, and plain decoding of rows with these adapters and lengths, over
+    three steps."""
+    plain, compiled = (setting.runner(kind, 8)(model, 1024) for kind in ("plain", how))
     rows = sorted(rows)
     extents = [Extent(256 * number, 256) for number in range(len(rows))]
     for runner in (plain, compiled):
@@ -96,6 +111,37 @@ def compiled_error(setting: Setting, model: Phi4MMModel, rows: Sequence[tuple[tu
             for extent, (adapters, length) in zip(extents, rows, strict=True)
         ]
         worst = max(worst, relative_error(compiled.decode(tokens), plain.decode(tokens)))
+    return worst
+
+
+@torch.inference_mode()
+def half_error(setting: Setting, how: str) -> float:
+    """Between the logits in float16 on the device and those of the same weights in float32 on the CPU: of rows of
+    different lengths, each prefilled in two chunks, then over three decode steps."""
+    there = models()["random"].half()
+    here = copy.deepcopy(there).float()
+    runners = [setting.runner("plain", 8)(here, 1024), setting.runner(how, 8)(there.to(setting.device), 1024)]
+    lengths, adapters = [5, 130, 64, 200], ("speech",)
+    extents = [Extent(256 * number, 256) for number in (2, 0, 3, 1)]
+    worst = 0.0
+    for part in ("first", "last"):
+        chunks = []
+        for extent, length in zip(extents, lengths, strict=True):
+            start, end = (0, length // 3) if part == "first" else (length // 3, length)
+            token_ids = [7 + place % 90 for place in range(start, end)]
+            chunks.append(Chunk(extent, start, token_ids, (), adapters, False, part == "last"))
+        expected, logits = (runner.prefill(chunks).cpu().float() for runner in runners)
+        if part == "last":
+            worst = max(worst, float((logits - expected).norm() / expected.norm()))
+    for step in range(3):
+        tokens = [
+            Token(extent, 11 + step, length + step, adapters, False)
+            for extent, length in zip(extents, lengths, strict=True)
+        ]
+        expected, logits = (
+            runner.decode(sorted(tokens, key=lambda token: token.order)).cpu().float() for runner in runners
+        )
+        worst = max(worst, float((logits - expected).norm() / expected.norm()))
     return worst
 
 

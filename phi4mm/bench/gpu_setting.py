@@ -13,7 +13,7 @@ from PIL import Image
 
 from phi4mm.api import Phi4MM
 from phi4mm.bench import cases
-from phi4mm.engine.cuda_graphs import CompiledRunner, CompileFunction, compile_step
+from phi4mm.engine.cuda_graphs import CompiledRunner, CompileFunction, compile_step, plain_step
 from phi4mm.engine.options import EngineOptions
 from phi4mm.engine.runner import MakeRunner, ModelRunner
 from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
@@ -87,14 +87,17 @@ class Setting:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def phi(self, model: Phi4MMModel, *, compiled: bool = False, cache_tokens: int | None = None) -> Phi4MM:
+    def runner(self, how: str, max_rows: int) -> MakeRunner:
+        """What decodes: "plain", "captured" in CUDA graphs, or "compiled" and captured."""
+        if how == "plain":
+            return ModelRunner
+        compile_function = self.compile_function if how == "compiled" else plain_step
+        return partial(CompiledRunner, max_rows=max_rows, compile_function=compile_function)
+
+    def phi(self, model: Phi4MMModel, how: str = "captured", *, cache_tokens: int | None = None) -> Phi4MM:
         """A model with an engine of its own."""
-        options = EngineOptions(cache_tokens=cache_tokens or self.cache_tokens, max_rows=max(self.rows))
-        make_runner: MakeRunner = ModelRunner
-        if compiled:
-            make_runner = partial(
-                CompiledRunner, max_rows=options.max_rows, compile_function=self.compile_function, flex=True
-            )
+        options = EngineOptions.on(self.device, cache_tokens=cache_tokens or self.cache_tokens, max_rows=max(self.rows))
+        make_runner = self.runner(how, options.max_rows)
         return Phi4MM(model, cases.bundled_tokenizer(), options=options, make_runner=make_runner)
 
 

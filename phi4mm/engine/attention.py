@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phi4mm.engine.kv_cache import Extent, KVCache
+from phi4mm.engine.varlen import VarlenAttention, has_varlen, varlen
 from phi4mm.model.decoder import CachedAttention, visible_keys
 
 _SMALL = 1 << 16  # bytes of a row's keys up to which copying several rows together is cheaper than a call for each
@@ -70,8 +71,9 @@ class _Part:
 class LastTokens:
     """One query in each of some rows, which sees the row's keys up to its own position.
 
-    Rows whose extents are of one size and lie side by side are read in one call, with a mask over the ends of the
-    shorter ones; if they lie apart, small ones are copied together, and large ones have a call each.
+    On a GPU in half precision that is one call (``varlen``). Elsewhere rows whose extents are of one size and lie side
+    by side are read in one call, with a mask over the ends of the shorter ones; if they lie apart, small ones are
+    copied together, and large ones have a call each.
 
     Args:
         cache: holds the keys and values, those of the queries' own tokens included.
@@ -81,9 +83,14 @@ class LastTokens:
 
     def __init__(self, cache: KVCache, extents: Sequence[Extent], positions: Sequence[int], like: Tensor) -> None:
         self.cache = cache
+        self.parts: list[_Part] = []
+        self.varlen: VarlenAttention | None = None
+        if extents and has_varlen(cache):
+            starts, used = [extent.start for extent in extents], [position + 1 for position in positions]
+            self.varlen = varlen([1] * len(extents), starts, used, like.device)
+            return
         spec, _ = cache.attention(0)
         window, row_bytes = spec.window, spec.token_bytes(like.dtype) // 2
-        self.parts: list[_Part] = []
         for capacity, group in groupby(range(len(extents)), key=lambda row: extents[row].capacity):
             rows = list(group)
             for run in _runs(rows, extents, capacity, together=capacity * row_bytes <= _SMALL):
@@ -93,6 +100,8 @@ class LastTokens:
         """[rows, heads, 1, head] -> the same shape."""
         _, kept = self.cache.attention(layer)
         keys, values = kept.keys, kept.values
+        if self.varlen is not None:
+            return self.varlen.attend(keys, values, query[:, :, 0])[:, :, None]
         # The heads that share a key see the same past: as tokens of one head they need no copy of the keys.
         grouped = query.view(query.shape[0], keys.shape[0], -1, query.shape[3])
         attended = [
@@ -183,9 +192,9 @@ class DecodeAttention:
 class PrefillAttention:
     """Attention of chunks of several rows, laid end to end: each token sees its own row up to its own position.
 
-    No matrix of logits is kept: chunks that start their rows use the causal kernel, those of like length padded into
-    one call; a later one has a mask of [its tokens, tokens so far], which is linear in the row's length because chunks
-    are of bounded length.
+    No matrix of logits is kept. On a GPU in half precision all chunks are one call (``varlen``). Elsewhere chunks that
+    start their rows use the causal kernel, those of like length padded into one call; a later one has a mask of [its
+    tokens, tokens so far], which is linear in the row's length because chunks are of bounded length.
 
     Args:
         cache: holds the earlier tokens of each row, and is given these.
@@ -203,12 +212,18 @@ class PrefillAttention:
         )
         finals = [chunk for chunk in chunks if chunk.final]
         self.last = LastTokens(cache, [chunk.extent for chunk in finals], [chunk.end - 1 for chunk in finals], like)
+        self.varlen: VarlenAttention | None = None
+        self.calls: list[_Padded | _Masked] = []
+        if has_varlen(cache):
+            counts = [chunk.end - chunk.start for chunk in chunks]
+            starts, ends = [chunk.extent.start for chunk in chunks], [chunk.end for chunk in chunks]
+            self.varlen = varlen(counts, starts, ends, device)
+            return
         window = cache.attention(0)[0].window
         offsets = torch.tensor([0, *(chunk.end - chunk.start for chunk in chunks)]).cumsum(0).tolist()
         causal = {
             index for index, chunk in enumerate(chunks) if not chunk.start and (window is None or chunk.end <= window)
         }
-        self.calls: list[_Padded | _Masked] = []
         for group, longest in _alike([(index, chunks[index].end) for index in causal]):
             self.calls.append(_Padded([(offsets[index], chunks[index].end) for index in group], longest, device))
         for index, chunk in enumerate(chunks):
@@ -224,8 +239,10 @@ class PrefillAttention:
         _keep(self.cache, layer, self.places, keys, values)
         if len(query) != len(keys):
             return self.last.attend(layer, query) if len(query) else query
-        output = torch.empty_like(query)
         _, kept = self.cache.attention(layer)
+        if self.varlen is not None:
+            return self.varlen.attend(kept.keys, kept.values, query[:, :, 0])[:, :, None]
+        output = torch.empty_like(query)
         for call in self.calls:
             call.attend(kept.keys, kept.values, query, keys, values, output)
         return output

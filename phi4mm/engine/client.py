@@ -7,12 +7,14 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from phi4mm.engine.answer import Answer
 from phi4mm.engine.core import Core, EngineError
 from phi4mm.engine.engine import Engine, Ticket, closed_error
+from phi4mm.engine.grammar import Grammars, is_structured
 from phi4mm.engine.handle import Handle
 from phi4mm.engine.intake import Intake
 from phi4mm.engine.row import Group, Prompt
@@ -54,22 +56,33 @@ class Client:
         self._stop_token_ids = frozenset(stop_token_ids)
         self._intake = Intake(read_ahead_bytes)
         self._users = AdapterUsers()
+        self.grammars = Grammars(
+            processor.tokenizer, vocab_size=model.config.decoder.vocab_size, stop_token_ids=self._stop_token_ids
+        )
         self.engine = Engine(make_core, expecting=_pending(self._intake))
         self._finalizer = weakref.finalize(self, _close, self._intake, self.engine)
 
     def submit(self, request: Request, group: Group | None = None) -> Handle:
-        """Queue a request. Media are read in another thread; what is wrong with them is raised by the handle.
+        """Queue a request. Media are read, and grammars compiled, in another thread; what is wrong with them is raised
+        by the handle.
+
+        Raises:
+            PromptError: an option or the prompt is bad.
+            ClosedError: the model is closed.
+        """
+        self.engine.check_open()
+        self.check(request)
+        if not (request.images or request.audios or is_structured(request)):
+            return self.submit_row(request, self.processor.row(request), group)
+        return self.submit_read(lambda: (request, self.processor.row(request)), request.sampling.n, group)
+
+    def submit_read(self, read: Read, n: int = 1, group: Group | None = None) -> Handle:
+        """Queue what ``read`` returns, which is called in another thread.
 
         Raises:
             ClosedError: the model is closed.
         """
         self.engine.check_open()
-        if not (request.images or request.audios):
-            return self.submit_row(request, self.processor.row(request), group)
-        return self.submit_read(lambda: (request, self.processor.row(request)), request.sampling.n, group)
-
-    def submit_read(self, read: Read, n: int = 1, group: Group | None = None) -> Handle:
-        """Queue what ``read`` returns, which is called in another thread."""
         handle = make_handle(n)
 
         def job() -> int:
@@ -77,6 +90,10 @@ class Client:
                 return 0
             try:
                 request, row = read()
+                self.check(request)
+                for medium in row.media:
+                    if not self.engine.has_embeddings(medium.digest):
+                        medium.features  # noqa: B018  made here, where no step of the engine waits for it
                 self._enter(handle, request, row, group)
             except Exception as error:
                 _fail(handle, error if isinstance(error, Phi4MMError) else _unexpected(error))
@@ -87,11 +104,14 @@ class Client:
         return handle
 
     def submit_row(self, request: Request, row: Row, group: Group | None = None) -> Handle:
-        """Queue a request that is read.
+        """Queue a request that is read; its grammar is compiled here.
 
         Raises:
+            PromptError: a token id of its options is not in the vocabulary.
             ClosedError: the model is closed.
+            PromptError: a schema, grammar or tool is wrong.
         """
+        self.check(request)
         handle = make_handle(request.sampling.n)
         self._enter(handle, request, row, group, counted=False)
         return handle
@@ -138,21 +158,37 @@ class Client:
         finally:
             self._users.allow(adapter)
 
+    def check(self, request: Request) -> None:
+        """Refuse options that this model cannot carry out.
+
+        Raises:
+            PromptError: a token id is not in the vocabulary.
+        """
+        request.sampling.check_vocabulary(self.model.config.decoder.vocab_size)
+
     def _enter(self, handle: Handle, request: Request, row: Row, group: Group | None, *, counted: bool = True) -> None:
         adapters = row.route.adapters
         stops = self._stop_token_ids | set(request.sampling.stop_token_ids)
+        constraint = self.grammars.constraint(request)
+        sampling = request.sampling
+        if request.tools and request.tool_choice == "none":
+            begins = self.processor.tokenizer.control("<|tool_call|>")
+            sampling = replace(sampling, banned_tokens=(*sampling.banned_tokens, begins))
         for choice, one in enumerate((handle, *handle.alternatives)):
             prompt = Prompt(
                 token_ids=row.token_ids,
                 route=row.route,
-                sampling=request.sampling,
+                sampling=sampling,
                 stop_token_ids=stops,
                 media=row.media,
                 choice=choice,
+                constraint=constraint.copy() if constraint is not None and choice else constraint,
                 released=self._intake.release if counted and not choice else None,
             )
             ticket = Ticket(prompt, one, group)
-            answer = Answer(row.route, len(row.token_ids), self.processor.tokenizer, request.sampling, stops)
+            answer = Answer(
+                row.route, len(row.token_ids), self.processor.tokenizer, request.sampling, stops, request.tools
+            )
             self._users.begin(adapters)
             one.when_done(partial(self._users.end, adapters))
             if not one.begin(answer, partial(self._cancel, ticket)):
@@ -234,6 +270,8 @@ def _unexpected(cause: Exception) -> EngineError:
 
 
 def _close(intake: Intake, engine: Engine) -> None:
+    if engine.is_forked:
+        return
     intake.close()
     engine.close()
     intake.join()

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from phi4mm.engine.attention import additive
 from phi4mm.engine.kv_cache import BLOCK, KVCache
 from phi4mm.engine.merge import MergedLinear
-from phi4mm.engine.runner import ModelRunner, Token
+from phi4mm.engine.runner import MakeRunner, ModelRunner, Token
+from phi4mm.engine.varlen import VarlenAttention, has_varlen
 from phi4mm.model.decoder import visible_keys
 from phi4mm.model.lora import AdapterUse, LoRALinear, RowAdapters
 from phi4mm.model.phi4mm import Phi4MMModel
@@ -30,14 +30,20 @@ from phi4mm.model.rope import rotary_tables
 LayerStep = Callable[..., Tensor]  # layer_step, or a compiled one
 CompileFunction = Callable[[LayerStep], LayerStep]
 
-_QUERY_BLOCK = 128  # of a block mask; any size over the number of heads that share a key
 _FEWEST_KEYS = 256  # that are gathered for a row
+_VARLEN_KEYS = 1024  # the least for which a step in one call is made, then eight times as many, and so on
+_MOST_KEYS = 1 << 17  # that are gathered for all rows of a step: 540 MB a layer at Phi-4-mini's sizes
 _WARM_UP = 2  # runs of a step before it is captured: the first one compiles it
 
 
 def compile_step(step: LayerStep) -> LayerStep:
     """Compile with inductor."""
     return torch.compile(step, fullgraph=True, dynamic=False)
+
+
+def plain_step(step: LayerStep) -> LayerStep:
+    """Compile nothing: what is captured in a CUDA graph are PyTorch's own kernels."""
+    return step
 
 
 class StepAttention(Protocol):
@@ -49,52 +55,23 @@ class StepAttention(Protocol):
         ...
 
 
-class FlexAttention(NamedTuple):
-    """Attention with FlexAttention (Dong et al. 2024, arXiv 2412.05496): each row reads the blocks of its own extent.
+class StepVarlenAttention(NamedTuple):
+    """Attention of ragged rows in one call, on a GPU (see ``varlen``)."""
 
-    Attributes:
-        first, last: the places in the arena of the first and last key that a row sees [rows].
-        num_blocks: how many blocks that is [rows, 1, 1].
-        blocks: which ones [rows, 1, 1, blocks of the arena]; only the first ``num_blocks`` count.
-    """
-
-    first: Tensor
-    last: Tensor
-    num_blocks: Tensor
-    blocks: Tensor
+    varlen: VarlenAttention
 
     @classmethod
-    def of(cls, cache: KVCache, first: Tensor, last: Tensor) -> FlexAttention:
-        total = cache.num_tokens // BLOCK
-        begin = first // BLOCK
-        blocks = (begin[:, None] + torch.arange(total, device=first.device)).clamp_(max=total - 1)
-        num_blocks = last // BLOCK - begin + 1
-        return cls(first, last, num_blocks[:, None, None].int(), blocks[:, None, None].int())
+    def of(cls, starts: Tensor, positions: Tensor, num_keys: int) -> StepVarlenAttention:
+        rows = torch.arange(len(starts) + 1, device=starts.device, dtype=torch.int32)
+        return cls(VarlenAttention(rows, F.pad(starts, (0, 1)).int(), (positions + 1).int(), 1, num_keys))
 
     def attend(self, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:
-        first, last = self.first, self.last
-
-        def sees(row: Tensor, head: Tensor, query_index: Tensor, place: Tensor) -> Tensor:
-            return (place >= first[row]) & (place <= last[row])
-
-        mask = BlockMask.from_kv_blocks(
-            self.num_blocks,
-            self.blocks,
-            BLOCK_SIZE=(_QUERY_BLOCK, BLOCK),
-            mask_mod=sees,
-            seq_lengths=(query.shape[2], keys.shape[1]),
-            compute_q_blocks=False,
-        )
-        # The heads that share a key are tokens of one head here: as heads, FlexAttention's kernel for decoding takes
-        # powers of two only, and Phi-4-mini has three.
-        attended = flex_attention(query, keys[None], values[None], block_mask=mask)
-        assert isinstance(attended, Tensor)
-        return attended
+        return self.varlen.attend(keys, values, query.flatten(1, 2)).view(query.shape)
 
 
 class GatheredAttention(NamedTuple):
-    """Attention over copies of as many keys of each row as the longest one has, up to a power of two: for the CPU, for
-    which FlexAttention cannot be compiled together with what follows it (torch 2.11).
+    """Attention over copies of as many keys of each row as the longest one has, up to a power of two: on a CPU, and in
+    float32 on a GPU.
 
     Attributes:
         places: of the keys in the arena [rows, keys].
@@ -173,13 +150,13 @@ class Variant:
         num_rows: of the step.
         names: the adapters that its rows take.
         mixed: whether only some rows take some of them.
-        num_keys: gathered for each row; ``None`` with FlexAttention.
+        num_keys: of each row, or more.
     """
 
     num_rows: int
     names: tuple[str, ...]
     mixed: bool
-    num_keys: int | None
+    num_keys: int
 
 
 @dataclass
@@ -203,14 +180,14 @@ class CompiledRunner(ModelRunner):
     """A ``ModelRunner`` that decodes with compiled steps.
 
     A step has a power of two of rows; those over the batch's write to a spare block of the cache, and their logits are
-    left out. On a GPU each step is captured in a CUDA graph when its variant is first needed.
+    left out. On a GPU each step is captured in a CUDA graph when its variant is first needed. Rows for which too many
+    keys would have to be gathered (a long one among many) are decoded as ``ModelRunner`` does.
 
     Args:
         model: in evaluation mode; its weights are not quantised.
         num_tokens: that the KV cache holds.
         max_rows: the most rows that are decoded together.
         compile_function: makes a compiled layer of a plain one.
-        flex: whether attention is FlexAttention's; ``None``: on a GPU.
     """
 
     def __init__(
@@ -220,7 +197,6 @@ class CompiledRunner(ModelRunner):
         *,
         max_rows: int,
         compile_function: CompileFunction = compile_step,
-        flex: bool | None = None,
     ) -> None:
         blocks = -(-num_tokens // BLOCK)
         super().__init__(model, (blocks + 1) * BLOCK)
@@ -229,7 +205,7 @@ class CompiledRunner(ModelRunner):
         self._spare = blocks * BLOCK  # where the block begins that belongs to no row
         self._max_rows = max_rows
         self._compile = compile_function
-        self._flex = model.device.type == "cuda" if flex is None else flex
+        self._varlen = has_varlen(self.cache)
         window = self.cache.attention(0)[0].window
         self._window = None if window is None or window >= self._spare else window
         self._steps: dict[Variant, _Step] = {}
@@ -242,8 +218,10 @@ class CompiledRunner(ModelRunner):
 
     def decode(self, tokens: Sequence[Token]) -> Tensor:
         """See ``Runner``. On a GPU the logits are to be read before the next call, which may overwrite them."""
-        step = self._step(self._variant(tokens), tokens)
-        return step.run()[: len(tokens)]
+        variant = self._variant(tokens)
+        if not self._varlen and variant.num_keys * variant.num_rows > _MOST_KEYS:
+            return super().decode(tokens)
+        return self._step(variant, tokens).run()[: len(tokens)]
 
     def _variant(self, tokens: Sequence[Token]) -> Variant:
         names = tuple(sorted({name for token in tokens for name in token.adapters}))
@@ -252,7 +230,11 @@ class CompiledRunner(ModelRunner):
         longest = max(token.position for token in tokens) + 1
         if self._window is not None:
             longest = min(longest, self._window)
-        num_keys = None if self._flex else max(_power_of_two(longest), _FEWEST_KEYS)
+        num_keys = max(_power_of_two(longest), _FEWEST_KEYS)
+        if self._varlen:
+            num_keys = _VARLEN_KEYS
+            while num_keys < longest:
+                num_keys *= 8
         return Variant(num_rows, names, mixed, num_keys)
 
     def _step(self, variant: Variant, tokens: Sequence[Token]) -> _Step:
@@ -316,14 +298,30 @@ class CompiledRunner(ModelRunner):
         if self._window is not None:
             first = torch.maximum(starts, last + 1 - self._window)
         attention: StepAttention
-        if variant.num_keys is None:
-            attention = FlexAttention.of(self.cache, first, last)
+        if self._varlen:
+            attention = StepVarlenAttention.of(starts, positions, variant.num_keys)
         else:
             attention = GatheredAttention.of(self.cache, first, last, variant.num_keys)
         for number, layer in enumerate(decoder.layers):
             _, kept = self.cache.attention(number)
             hidden = run_layer(layer, hidden, rotary, variant.names, weights, kept.keys, kept.values, last, attention)
         return decoder.logits(decoder.norm(hidden)[:, 0])
+
+
+def fastest_runner(device: torch.device, max_rows: int, *, compiled: bool, quantized: bool) -> MakeRunner:
+    """What decodes a model on this device: compiled if asked for, otherwise in captured steps on a GPU.
+
+    Args:
+        device: of the model.
+        max_rows: the most rows that are decoded together.
+        compiled: whether steps are compiled.
+        quantized: whether the decoder's weights are.
+    """
+    if compiled:
+        return partial(CompiledRunner, max_rows=max_rows)
+    if device.type == "cuda" and not quantized:
+        return partial(CompiledRunner, max_rows=max_rows, compile_function=plain_step)
+    return ModelRunner
 
 
 @cache

@@ -43,6 +43,9 @@ class Embeddings:
         self._num_bytes = 0
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
 
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._kept
+
     def get(self, digest: bytes) -> Tensor | None:
         if digest in self._kept:
             self._kept.move_to_end(digest)

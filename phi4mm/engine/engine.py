@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from phi4mm.engine.core import Core, EngineError
+from phi4mm.engine.encoding import Embeddings
 from phi4mm.engine.handle import ENGINE_THREAD
 from phi4mm.engine.row import Group, Prompt, Row, Sink
 from phi4mm.errors import ClosedError
@@ -57,8 +59,10 @@ class Engine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._embeddings: Embeddings | None = None  # of the core, once it is made
         self._cause: BaseException | None = None  # why the core could not be made
         self._num_threads = 1
+        self._owner = os.getpid()
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a row; its sink receives its tokens, its end or its error, in the engine's thread.
@@ -118,8 +122,14 @@ class Engine:
         self._send(run, refused=future.set_exception)
         return future.result()
 
+    def has_embeddings(self, digest: bytes) -> bool:
+        """Whether the embeddings of a medium are kept now; they may be dropped at any time."""
+        return self._embeddings is not None and digest in self._embeddings
+
     def close(self) -> None:
         """End the thread; every row that has not ended fails with a ``ClosedError``. Again: nothing."""
+        if self.is_forked:  # the thread is in the other process
+            return
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -127,15 +137,27 @@ class Engine:
             self._thread.join()
 
     def check_open(self) -> None:
-        """Refuse to go on once it is closed.
+        """Refuse to go on once it is closed, or in a process that was forked from the one in which it was made: there
+        it has no thread, and its locks may be held for ever.
 
         Raises:
             ClosedError: it is.
         """
+        if self.is_forked:
+            raise ClosedError(
+                "this model was loaded before the process was forked, and its threads are in the other one; load it in "
+                'this one, or start processes by "spawn" (multiprocessing), or with phi4mm.Workers'
+            )
         if self._closed:
             raise closed_error(self._cause)
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a copy of the one in which the engine was made."""
+        return os.getpid() != self._owner
+
     def _send(self, command: Callable[[Core], None], refused: Callable[[ClosedError], None] | None = None) -> None:
+        self.check_open()
         with self._changed:
             if self._closed:
                 raise closed_error(self._cause)
@@ -154,6 +176,7 @@ class Engine:
         except BaseException as error:
             self._refuse_all(error)
             return
+        self._embeddings = core.embeddings
         try:
             while self._next(core):
                 try:
@@ -161,6 +184,7 @@ class Engine:
                 except BaseException as error:  # a fault of the engine itself: no row must wait for ever
                     core.fail_all(lambda error=error: _fault(error))  # type: ignore[misc]
         finally:
+            self._embeddings = None
             core.close(closed_error)
             self._refuse_all(None)
 

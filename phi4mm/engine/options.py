@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
-from phi4mm.validate import check_number, check_whole
+from phi4mm.validate import check_number, check_whole, make_plain
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,16 @@ class EngineOptions:
     encoder_bytes: int = 256 << 20
     read_ahead_bytes: int = 256 << 20
 
+    @classmethod
+    def on(cls, device: torch.device, **bounds: Any) -> EngineOptions:
+        """The bounds with the defaults of a device: a GPU is not busy with a step as small as a CPU's, because each
+        operation takes as long to launch as to compute."""
+        if device.type == "cuda":
+            bounds = {"prefill_tokens": 2048, "encoder_frames": 65536, "encoder_crops": 64} | bounds
+        return cls(**bounds)
+
     def __post_init__(self) -> None:
+        make_plain(self)
         check_number("cache_share", self.cache_share, 0, 1, open_below=True)
         for field in fields(self):
             if field.name != "cache_share":

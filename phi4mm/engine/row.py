@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from phi4mm.engine.constraint import Constraint
 from phi4mm.engine.prefix_cache import Entry, Key, Root, chain
 from phi4mm.engine.row_sampler import RowSampler
 from phi4mm.engine.sampler import Choice
@@ -26,6 +27,7 @@ class Prompt:
         stop_token_ids: tokens that end the row, those of the checkpoint included.
         media: in the order of their tokens.
         choice: which of the replies to one request it is, counted from 0.
+        constraint: which tokens it may have.
         released: called with the number of bytes of features that were dropped, once a medium is encoded.
     """
 
@@ -35,6 +37,7 @@ class Prompt:
     stop_token_ids: frozenset[int] = frozenset()
     media: tuple[MediaItem, ...] = ()
     choice: int = 0
+    constraint: Constraint | None = None
     released: Callable[[int], None] | None = None
 
     def drop(self) -> None:
@@ -154,6 +157,12 @@ def make_row(index: int, prompt: Prompt, sink: Sink, group: Group, *, vocab_size
         number = int.from_bytes(item.digest, "big") + 1 << 64
         keys[item.start : item.start + item.num_tokens] = range(number, number + item.num_tokens)
         media.append(MediumState(item, item.digest, item.start, item.num_tokens))
-    sampler = RowSampler(prompt.sampling, prompt.token_ids, vocab_size=vocab_size, choice=prompt.choice)
+    sampler = RowSampler(
+        prompt.sampling,
+        prompt.token_ids,
+        vocab_size=vocab_size,
+        choice=prompt.choice,
+        constraint=prompt.constraint,
+    )
     prompt = replace(prompt, media=())  # or the features would live as long as the row
     return Row(index, prompt, sink, group, sampler, media, list(prompt.token_ids), keys, long=long)

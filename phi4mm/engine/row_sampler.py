@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phi4mm.engine.constraint import Constraint
 from phi4mm.errors import PromptError
 from phi4mm.types import SamplingParams
 
@@ -26,7 +27,15 @@ class RowSampler:
         top_k: ``params.top_k``, or 0 where that keeps the whole vocabulary.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], *, vocab_size: int, choice: int = 0) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        *,
+        vocab_size: int,
+        choice: int = 0,
+        constraint: Constraint | None = None,
+    ) -> None:
         """Start a row.
 
         Args:
@@ -34,6 +43,7 @@ class RowSampler:
             prompt_ids: the prompt's tokens, for the repetition penalty.
             vocab_size: of the logits.
             choice: index among ``params.n``: with a seed, each has its own random numbers, made from both.
+            constraint: which tokens may come next.
 
         Raises:
             PromptError: a token id in ``logit_bias`` or ``banned_tokens`` is not in the vocabulary.
@@ -46,6 +56,7 @@ class RowSampler:
         self.token_ids: list[int] = []
         self.temperature = max(params.temperature, MIN_TEMPERATURE)
         self.top_k = params.top_k if params.top_k < vocab_size else 0
+        self._constraint = constraint
         self._banned = frozenset(params.banned_tokens)
         self._counts: Counter[int] = Counter()
         self._counts_matter = bool(params.presence_penalty or params.frequency_penalty)
@@ -61,6 +72,8 @@ class RowSampler:
     def push(self, token_id: int) -> None:
         """Append the token that was chosen."""
         self.token_ids.append(token_id)
+        if self._constraint is not None:
+            self._constraint.push(token_id)
         if not self._counts_matter and self.params.repetition_penalty == 1.0:
             return
         self._counts[token_id] += 1
@@ -75,7 +88,12 @@ class RowSampler:
     @property
     def changes_logits(self) -> bool:
         """Whether the next token is chosen from other logits than the model's."""
-        return bool(len(self._touched) or self.params.processors)
+        return bool(len(self._touched) or self.params.processors or self.constraint)
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """Says which tokens may come next; ``None``: any."""
+        return self._constraint if self._constraint is not None and self._constraint.active else None
 
     @property
     def is_filtered(self) -> bool:

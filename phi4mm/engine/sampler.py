@@ -44,8 +44,8 @@ def choose(logits: Tensor, rows: Sequence[RowSampler]) -> list[Choice | Exceptio
     """Choose a token for each row.
 
     In this order, as OpenAI and vLLM do: repetition penalty (of the prompt's and the generated tokens), presence and
-    frequency penalty (of the generated ones), bias, banned tokens, the row's processors; then the highest logit
-    (temperature 0), or: divide by the temperature, keep ``top_k``, of these ``top_p``, of these ``min_p``, draw.
+    frequency penalty (of the generated ones), bias, banned tokens, the row's processors, its grammar; then the highest
+    logit (temperature 0), or: divide by the temperature, keep ``top_k``, of these ``top_p``, of these ``min_p``, draw.
     Of equal logits the lower token id comes first, also at the edges of ``top_k`` and ``top_p``.
 
     Args:
@@ -89,7 +89,7 @@ def choose(logits: Tensor, rows: Sequence[RowSampler]) -> list[Choice | Exceptio
         elif index not in errors and not math.isfinite(top_logits[index]):
             errors[index] = Phi4MMError(
                 "no token is left to choose, or a logit became NaN or infinite; "
-                "check banned_tokens, logit_bias and processors"
+                "check banned_tokens, logit_bias and processors, and with an output format stop_token_ids"
             )
     for draw, arrays in zip(draws, fetched[2:], strict=True):
         for index, token_id, own_logit in draw.finish(wide, top_logits, arrays, errors):
@@ -283,7 +283,15 @@ def _edited(logits: Tensor, indices: Sequence[int], rows: Sequence[RowSampler]) 
     before = logits[place, token_id]
     logits[place, token_id] = torch.where(before > 0, before / penalty, before * penalty) + shift
     errors: dict[int, Exception] = {}
+    masks: dict[int, NDArray[np.uint8]] = {}
     for number, index in enumerate(indices):
+        constraint = rows[index].constraint
+        if constraint is not None:
+            try:
+                masks[number] = constraint.mask()
+            except Phi4MMError as error:
+                errors[index] = error
+                continue
         if rows[index].params.processors:
             try:
                 logits[number] = rows[index].process(logits[number])
@@ -292,6 +300,12 @@ def _edited(logits: Tensor, indices: Sequence[int], rows: Sequence[RowSampler]) 
             except BaseException as error:  # SystemExit and the like must not end the engine's thread
                 errors[index] = PromptError(f"processors: one of them raised {type(error).__name__}")
                 errors[index].__cause__ = error
+    if masks:
+        masked = _tensor(list(masks), logits)
+        bits = torch.from_numpy(np.stack(list(masks.values()))).to(logits.device)
+        powers = torch.arange(8, dtype=torch.uint8, device=logits.device)
+        allowed = ((bits[..., None] >> powers) & 1).flatten(1)[:, : logits.shape[1]].bool()
+        logits[masked] = logits[masked].masked_fill(~allowed, -math.inf)
     return logits, errors
 
 

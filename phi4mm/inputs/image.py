@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from phi4mm.errors import ImageError
 from phi4mm.inputs.image_file import ImageSource, as_shown, check_size, opened
-from phi4mm.inputs.source import source_name
+from phi4mm.inputs.source import source_name, unwrapped
 from phi4mm.model.config import VisionConfig
 from phi4mm.model.crops import Grid, cut, num_image_tokens, patch_masks
 from phi4mm.model.media import PreparedImage
@@ -38,6 +38,7 @@ def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
         ImageError: there is no such file, it is not a picture of one of ``FORMATS``, it is damaged or truncated, it has
             no pixels, or more than ``PIL.Image.MAX_IMAGE_PIXELS``, or decoding it takes more than ``MAX_BYTES``.
     """
+    source = unwrapped(source)
     name = name or source_name(source, "image")
     try:
         if isinstance(source, Image.Image):

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from phi4mm.content import MediaPlace
 from phi4mm.errors import BatchError, Phi4MMError, PromptError
 from phi4mm.inputs.audio import Waveform, levelled, load_audio, log_mel, narrowed
 from phi4mm.inputs.image import load_image, prepare_image
-from phi4mm.inputs.prompt import MediaPlace, render
+from phi4mm.inputs.prompt import render
+from phi4mm.inputs.source import source_name
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.batch import AudioBatch, Batch, ImageBatch
 from phi4mm.model.config import Phi4MMConfig
-from phi4mm.model.media import MediaItem, PreparedImage
+from phi4mm.model.media import Deferred, Features, MediaItem, PreparedImage, cost_of, nbytes_of
 from phi4mm.model.router import route
 from phi4mm.types import Modality, Request, Route
+from phi4mm.validate import wrong
+
+_MOST_SIZES = 4096  # media whose sizes are remembered
 
 
 @dataclass(frozen=True)
@@ -68,14 +77,22 @@ class Processor:
         self.tokenizer = tokenizer
         own = tuple(adapter.name for adapter in config.adapters)
         self.adapter_names = adapter_names or (lambda: own)
+        self._sizes = _Sizes()
 
     def __call__(self, requests: Iterable[Request | Mapping[str, Any]]) -> Batch:
         """Every tensor that the model needs, plus one route per row.
 
         Raises:
+            PromptError: there are no requests, or they are not a list.
             BatchError: some requests are bad; its ``results`` hold the good ones' rows.
         """
+        try:
+            requests = iter(None if isinstance(requests, Request | Mapping | str) else requests)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise wrong("requests", requests, "a list of requests, even for a single one") from error
         rows, errors = self.rows(requests)
+        if not rows:
+            raise PromptError("requests holds none; expected a list of at least one")
         if errors:
             raise BatchError(rows, errors)
         return self.collate([row for row in rows if row is not None])
@@ -107,7 +124,8 @@ class Processor:
 
         token_ids: list[int] = []
         media: list[MediaItem] = []
-        for piece in render(request, self.tokenizer):
+        room = self.config.decoder.max_positions
+        for piece in render(request, self.tokenizer, room):
             if isinstance(piece, MediaPlace):
                 item, token_id = self._medium(request, piece, taken.audio_projector or "", start=len(token_ids))
                 media.append(item)
@@ -115,7 +133,6 @@ class Processor:
             else:
                 token_ids.append(piece)
 
-        room = self.config.decoder.max_positions
         if len(token_ids) >= room:
             raise PromptError(f"the prompt is {len(token_ids)} tokens long; this model holds {room}: shorten it")
         return Row(tuple(token_ids), taken, tuple(media))
@@ -126,17 +143,34 @@ class Processor:
             assert self.config.vision is not None
             name = _name(request.images[place.index], f"image {place.index + 1}")
             picture = load_image(request.images[place.index], name=name)
-            image = prepare_image(picture, self.config.vision, name=name)
-            # Of the pixels, from which the crops follow: they are a fraction of the crops' bytes.
             digest = _digest(f"image {picture.size};", picture.tobytes())
-            item = MediaItem("image", image, "image", image.num_tokens, start, digest)
-            return item, self.config.vision.image_token_id
+            make_image = partial(prepare_image, picture, self.config.vision, name=name)
+            return self._item("image", make_image, "image", start, digest), self.config.vision.image_token_id
         assert self.config.speech is not None
         name = _name(request.audios[place.index], f"audio {place.index + 1}")
-        features = self._log_mel(load_audio(request.audios[place.index], name=name))
-        digest = _digest(f"{projector} {tuple(features.shape)};", features.contiguous().numpy().data)
-        item = MediaItem("audio", features, projector, self.config.speech.num_tokens(len(features)), start, digest)
+        waveform = load_audio(request.audios[place.index], name=name)
+        samples = np.ascontiguousarray(waveform.samples)
+        header = f"{projector} {samples.dtype} {samples.shape} {waveform.sampling_rate};"
+        digest = _digest(header, samples.data)
+        item = self._item("audio", partial(self._log_mel, waveform), projector, start, digest)
         return item, self.config.speech.audio_token_id
+
+    def _item(
+        self, kind: Literal["image", "audio"], make: Callable[[], Features], projector: str, start: int, digest: bytes
+    ) -> MediaItem:
+        """A medium with its features; of one that was seen before they are made when they are asked for."""
+        size = self._sizes.get(digest)
+        if size is not None:
+            deferred = Deferred(make, size.cost, size.nbytes)
+            return MediaItem(kind, deferred, projector, size.num_tokens, start, digest)
+        features = make()
+        if isinstance(features, PreparedImage):
+            num_tokens = features.num_tokens
+        else:
+            assert self.config.speech is not None
+            num_tokens = self.config.speech.num_tokens(len(features))
+        self._sizes.put(digest, _Size(num_tokens, cost_of(features), nbytes_of(features)))
+        return MediaItem(kind, features, projector, num_tokens, start, digest)
 
     def _log_mel(self, waveform: Waveform) -> Tensor:
         assert self.config.speech is not None
@@ -172,13 +206,42 @@ class Processor:
         )
 
 
+class _Size(NamedTuple):
+    """Of a medium that was seen: see ``MediaItem``."""
+
+    num_tokens: int
+    cost: int
+    nbytes: int
+
+
+class _Sizes:
+    """Those of the media that were seen last, by their digests; for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[bytes, _Size] = OrderedDict()
+
+    def get(self, digest: bytes) -> _Size | None:
+        with self._lock:
+            if digest in self._kept:
+                self._kept.move_to_end(digest)
+            return self._kept.get(digest)
+
+    def put(self, digest: bytes, size: _Size) -> None:
+        with self._lock:
+            self._kept[digest] = size
+            if len(self._kept) > _MOST_SIZES:
+                self._kept.popitem(last=False)
+
+
 def _digest(header: str, content: bytes | memoryview) -> bytes:
-    """BLAKE2b, 16 bytes."""
-    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    """The first 16 bytes of SHA-256, for which processors have instructions."""
+    digest = hashlib.sha256(header.encode())
     digest.update(content)
-    return digest.digest()
+    return digest.digest()[:16]
 
 
 def _name(source: Any, position: str) -> str:
     """What errors call a medium: its place in the request, with the file's name where it has one."""
-    return f"{position} ({Path(source)})" if isinstance(source, str | Path) else position
+    name = source_name(source, "") if isinstance(source, str | os.PathLike) else ""
+    return f"{position} ({name})" if name else position

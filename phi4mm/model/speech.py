@@ -214,8 +214,9 @@ class SpeechTower(nn.Module):
         valid = (lengths[:, None] - starts).clamp(0, window).flatten()
         used = valid > 0  # a window of padding alone has nothing to attend to
 
-        encoded = torch.zeros_like(windows)
-        encoded[used] = self._encode_windows(windows[used], valid[used])
+        encoded_windows = self._encode_windows(windows[used], valid[used])
+        encoded = encoded_windows.new_zeros(windows.shape)  # under autocast its dtype is not that of ``windows``
+        encoded[used] = encoded_windows
         return encoded.view(num_clips, -1, width)[:, :num_tokens], lengths
 
     def _encode_windows(self, hidden: Tensor, valid: Tensor) -> Tensor:

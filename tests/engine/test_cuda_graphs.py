@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from phi4mm import Phi4MM, Phi4MMError
+from phi4mm.engine import attention, cuda_graphs
 from phi4mm.engine.core import Core
 from phi4mm.engine.cuda_graphs import CompiledRunner, LayerStep
 from phi4mm.engine.kv_cache import BLOCK, Extent
 from phi4mm.engine.merge import merge, unmerge
 from phi4mm.engine.options import EngineOptions
 from phi4mm.engine.runner import Chunk, ModelRunner, Runner, Token
+from phi4mm.engine.varlen import VarlenAttention
 from phi4mm.model.config import AdapterConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from tests.conftest import TINY, randomise
@@ -58,8 +61,8 @@ def model() -> Phi4MMModel:
     return make_model()
 
 
-def make_compiled(model: Phi4MMModel, num_tokens: int, *, flex: bool = True, max_rows: int = 8) -> CompiledRunner:
-    return CompiledRunner(model, num_tokens, max_rows=max_rows, compile_function=CountingCompile(), flex=flex)
+def make_compiled(model: Phi4MMModel, num_tokens: int, *, max_rows: int = 8) -> CompiledRunner:
+    return CompiledRunner(model, num_tokens, max_rows=max_rows, compile_function=CountingCompile())
 
 
 @torch.inference_mode()
@@ -99,11 +102,10 @@ def check_logits(
         torch.testing.assert_close(one[:, : plain.num_tokens], other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("flex", [True, False])
-def test_logits_of_mixed_rows(model: Phi4MMModel, flex: bool) -> None:
+def test_logits_of_mixed_rows(model: Phi4MMModel) -> None:
     # Of one set of adapters, of several, and in any number: rows that a step leaves out are as they were afterwards.
-    rows = [(5, TEXT), (60, SPEECH), (300, VISION), (7, SPEECH), (64, BOTH)]
-    compiled = make_compiled(model, 1024, flex=flex)
+    rows = [(5, TEXT), (60, SPEECH), (200, VISION), (7, SPEECH), (64, BOTH)]
+    compiled = make_compiled(model, 1024)
     check_logits(model, compiled, rows, [(0, 1, 2, 3, 4), (3, 1), (0,), (0, 4, 3, 2, 1), (1, 3), (4,)])
     assert {(variant.num_rows, variant.names, variant.mixed) for variant in compiled.variants} == {
         (8, BOTH, True),
@@ -113,10 +115,9 @@ def test_logits_of_mixed_rows(model: Phi4MMModel, flex: bool) -> None:
     }
 
 
-@pytest.mark.parametrize("flex", [True, False])
-def test_logits_with_a_sliding_window(flex: bool) -> None:
+def test_logits_with_a_sliding_window() -> None:
     model = make_model(sliding_window=13)
-    check_logits(model, make_compiled(model, 320, flex=flex), [(5, TEXT), (130, TEXT)], [(0, 1), (0, 1)])
+    check_logits(model, make_compiled(model, 320), [(5, TEXT), (130, TEXT)], [(0, 1), (0, 1)])
 
 
 def test_logits_of_a_merged_model() -> None:
@@ -127,13 +128,20 @@ def test_logits_of_a_merged_model() -> None:
     check_logits(model, compiled, [(5, SPEECH), (9, SPEECH)], [(0, 1)])
 
 
-def test_one_graph_serves_every_length(model: Phi4MMModel) -> None:
+def test_a_step_is_compiled_once_for_each_number_of_rows(model: Phi4MMModel) -> None:
     compile_function = CountingCompile()
-    compiled = CompiledRunner(model, 2048, max_rows=3, compile_function=compile_function, flex=True)
-    check_logits(model, compiled, [(5, SPEECH), (900, SPEECH)], [(0, 1), (1,), (0, 1), (0,)])
-    check_logits(model, compiled, [(300, SPEECH), (1, SPEECH), (2, SPEECH)], [(0, 1, 2), (1, 2)])
+    compiled = CompiledRunner(model, 2048, max_rows=3, compile_function=compile_function)
+    check_logits(model, compiled, [(5, SPEECH), (200, SPEECH)], [(0, 1), (1,), (0, 1), (0,)])
+    check_logits(model, compiled, [(100, SPEECH), (1, SPEECH), (2, SPEECH)], [(0, 1, 2), (1, 2)])
     assert compile_function.count == 3
     assert [variant.num_rows for variant in compiled.variants] == [2, 1, 3]
+
+
+def test_rows_with_too_many_keys_are_decoded_plainly(model: Phi4MMModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "_MOST_KEYS", 512)
+    compiled = make_compiled(model, 1024)
+    check_logits(model, compiled, [(5, TEXT), (300, TEXT)], [(0, 1), (0,)])
+    assert [(variant.num_rows, variant.num_keys) for variant in compiled.variants] == [(1, 256)]
 
 
 def test_an_adapter_that_was_exchanged(model: Phi4MMModel) -> None:
@@ -164,15 +172,33 @@ def run(runner: Runner, prompts: Sequence[tuple[Row, int]], seed: int = 0) -> li
     return [sink.tokens for sink in sinks]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_random_schedules(model: Phi4MMModel, seed: int) -> None:
-    flex = seed == 0
+def attend_by_mask(self: VarlenAttention, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:
+    """What the kernel computes, which runs on GPUs alone: see ``VarlenAttention``."""
+    index, places = torch.arange(len(query)), torch.arange(keys.shape[1])
+    row = torch.searchsorted(self.queries[1:].contiguous(), index.int(), right=True)
+    starts, last = self.starts[row], self.queries[row + 1]
+    ends = starts + self.used[row] - (last - 1 - index)
+    seen = (places >= starts[:, None]) & (places < ends[:, None])
+    shared = query.shape[1] // keys.shape[0]
+    own_keys, own_values = (kept.repeat_interleave(shared, dim=0) for kept in (keys, values))
+    attended = F.scaled_dot_product_attention(query.transpose(0, 1), own_keys, own_values, attn_mask=seen)
+    return attended.transpose(0, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_schedules(model: Phi4MMModel, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(seed)
     prompts = [
         ((int(random.integers(1, 50)), (TEXT, SPEECH)[int(random.integers(2))]), int(random.integers(1, 9)))
         for _ in range(8)
     ]
-    assert run(make_compiled(model, 512, flex=flex), prompts, seed) == run(ModelRunner(model, 512), prompts, seed)
+    expected = run(ModelRunner(model, 512), prompts, seed)
+    assert run(make_compiled(model, 512), prompts, seed) == expected
+    for module in (attention, cuda_graphs):
+        monkeypatch.setattr(module, "has_varlen", lambda cache: True)
+    monkeypatch.setattr(VarlenAttention, "attend", attend_by_mask)
+    assert run(ModelRunner(model, 512), prompts, seed) == expected
+    assert run(make_compiled(model, 512), prompts, seed) == expected
 
 
 def test_a_row_outgrows_its_extent_and_moves(model: Phi4MMModel) -> None:
@@ -190,21 +216,20 @@ def test_a_row_outgrows_its_extent_and_moves(model: Phi4MMModel) -> None:
 
 
 def test_more_keys_are_gathered_for_longer_rows(model: Phi4MMModel) -> None:
-    compiled = make_compiled(model, 1024, flex=False)
+    compiled = make_compiled(model, 1024)
     check_logits(model, compiled, [(254, SPEECH)], [(0,), (0,), (0,)])
     assert [variant.num_keys for variant in compiled.variants] == [256, 512]
 
 
 def test_replies(tiny_model: Phi4MMModel, tokenizer_file: Path) -> None:
     options = EngineOptions(cache_tokens=512)
-    make_runner = partial(make_compiled, flex=False)
     for _ in range(2):  # each in a thread of its own
-        with Phi4MM(tiny_model, tokenizer_file, options=options, make_runner=make_runner) as another:
+        with Phi4MM(tiny_model, tokenizer_file, options=options, make_runner=make_compiled) as another:
             another.chat("Hello", max_new_tokens=2)
     requests = [{"text": text, "max_new_tokens": 8} for text in ("Hello", "How are you?")]
     with (
         Phi4MM(tiny_model, tokenizer_file, options=options) as plain,
-        Phi4MM(tiny_model, tokenizer_file, options=options, make_runner=make_runner) as compiled,
+        Phi4MM(tiny_model, tokenizer_file, options=options, make_runner=make_compiled) as compiled,
     ):
         assert compiled.chat_batch(requests) == plain.chat_batch(requests)
         assert list(compiled.stream("Hello", max_new_tokens=8)) == list(plain.stream("Hello", max_new_tokens=8))

@@ -11,7 +11,7 @@ import torch
 
 from phi4mm import Phi4MM, Phi4MMError
 from phi4mm.bench import cases
-from phi4mm.bench.gpu_checks import check_compiled, check_parity, compiled_error, training_step
+from phi4mm.bench.gpu_checks import check_compiled, check_parity, step_error, training_step
 from phi4mm.bench.gpu_report import Budget, Report
 from phi4mm.bench.gpu_setting import TINY, Setting, full_setting, requests
 from phi4mm.engine.kv_cache import BLOCK, KVCache
@@ -37,10 +37,11 @@ def test_checks_of_the_program(setting: Setting, check: Callable[[Setting, Budge
     assert [figure for figure in report.figures if not figure.passed] == []
 
 
-def test_one_graph_serves_rows_of_every_length(setting: Setting) -> None:
+@pytest.mark.parametrize("how", ["captured", "compiled"])
+def test_one_graph_serves_rows_of_every_length(setting: Setting, how: str) -> None:
     model = cases.random_model(cases.with_bundled_tokens(TINY), setting.device, torch.float32)
     for lengths in ((1, 250), (63, 64), (64, 65)):
-        assert compiled_error(setting, model, [((), length) for length in lengths]) < 1e-3
+        assert step_error(setting, model, [((), length) for length in lengths], how) < 1e-3
 
 
 def test_memory_stays_within_its_bounds() -> None:
@@ -52,7 +53,7 @@ def test_memory_stays_within_its_bounds() -> None:
         for number in range(3):
             phi.chat_batch([{"text": f"{number} {row}", "max_new_tokens": 40} for row in range(100)], batch_size=64)
             allocated.append(torch.cuda.memory_allocated() - before)
-        assert cache <= allocated[0] < cache + (128 << 20)  # cuBLAS takes some
+        assert cache <= allocated[0] < cache + (256 << 20)  # cuBLAS and the captured steps take some
         assert allocated[-1] <= allocated[0] + (1 << 20)
 
 
