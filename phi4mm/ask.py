@@ -25,6 +25,7 @@ from phi4mm.cli import (
 from phi4mm.content import placeholders
 from phi4mm.errors import PromptError
 from phi4mm.inputs.clip import Clip
+from phi4mm.interrupts import exits_at_once
 from phi4mm.types import OutputFormat, Request
 
 if TYPE_CHECKING:
@@ -178,8 +179,9 @@ def _media(options: argparse.Namespace, clip: Clip, read: bytes) -> dict[str, li
     """
     if not (options.image or options.audio):
         return {}
-    from phi4mm.inputs.audio import load_audio
-    from phi4mm.inputs.image import load_image
+    with exits_at_once():
+        from phi4mm.inputs.audio import load_audio
+        from phi4mm.inputs.image import load_image
 
     def source(name: str) -> dict[str, Any]:
         return {"source": read, "name": "standard input"} if name == STANDARD_INPUT else {"source": name}

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
 
 
+_MOST_THREADS = 256  # or the machine's cores, where there are more
+
+
 class StandardOutputError(Exception):
     """Standard output cannot be written; ``error`` is the system's reason."""
 
@@ -46,7 +49,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--quantize", choices=("int8", "int4"), help="store the decoder in so many bits: less memory, faster decoding"
     )
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="on a CPU (default: as many as there are cores for this process)"
+        "--threads", type=_threads, metavar="N", help="on a CPU (default: as many as there are cores for this process)"
     )
 
 
@@ -55,6 +58,14 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 9 or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    """More threads than these would keep the whole machine busy with themselves, or not start at all."""
+    most = max(_MOST_THREADS, os.cpu_count() or 1)
+    if (number := positive(text)) > most:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {most}; expected at most one a core")
+    return number
 
 
 def program_name(module: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,3 +179,24 @@ def test_clips(text: str, clip: Clip) -> None:
 def test_bad_clips(text: str) -> None:
     with pytest.raises(PromptError, match="clip"):
         Clip.parse(text)
+
+
+def test_ctrl_c_while_libraries_are_loaded_for_the_media() -> None:
+    """Where it is raised inside torch's own start, it may be lost, or abort the process."""
+    program = """
+import importlib.abc, signal, sys
+
+class Lost(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                sys.exit("the exception came to a library")
+
+sys.meta_path.insert(0, Lost())
+from phi4mm.__main__ import main
+sys.exit(main(["--image", "gone.png"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "phi4mm: interrupted\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from phi4mm.types import Segment, Transcript
 if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
     from phi4mm.transcription.transcriber import Transcription
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # in a file's name, these would break the line or drive the terminal
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class JobOptions:
 
     def outputs(self, item: Input, label: str) -> list[Output]:
         """Where its transcript goes."""
-        name = " ".join(filter(None, (item.path, label))).replace("\n", "\\n").replace("\r", "\\r")
+        name = " ".join(filter(None, (item.path, label)))
+        name = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
         prefix = f"{name}: " if self.named else ""
         if self.folder is not None:
             return [

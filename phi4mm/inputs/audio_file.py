@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import numbers
 import os
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -194,6 +195,8 @@ def _in_place(source: Any, name: str) -> BinaryIO | None:
 
 
 def _check_binary(source: Any, name: str) -> None:
+    if getattr(source, "closed", False):
+        raise AudioError(f"{name}: the file is closed; open it again, or pass its path")
     nothing = source.read(0) if hasattr(source, "read") else source
     if not isinstance(nothing, bytes):
         raise AudioError(
@@ -221,7 +224,9 @@ def _from_samples(source: tuple[Any, ...], name: str) -> tuple[np.ndarray, int]:
         raise AudioError(f"{name}: a tuple of {len(source)} values, expected (samples, sampling_rate)")
     samples, rate = source
     if isinstance(rate, bool) or not isinstance(rate, numbers.Integral):
-        raise AudioError(f"{name}: sampling rate {rate!r}, expected a whole number of Hz; pass (samples, 16000)")
+        raise AudioError(
+            f"{name}: sampling rate {reprlib.repr(rate)}, expected a whole number of Hz; pass (samples, 16000)"
+        )
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().cpu()
         samples = (samples.float() if samples.is_floating_point() else samples).numpy()

@@ -27,7 +27,8 @@ def is_pipe(source: Any) -> bool:
     """Whether a source is read once and may wait for another program: a pipe, a socket, a terminal."""
     if isinstance(source, str | os.PathLike):
         return os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))
-    return hasattr(source, "read") and hasattr(source, "seekable") and not source.seekable()
+    is_file = hasattr(source, "read") and hasattr(source, "seekable") and not getattr(source, "closed", False)
+    return is_file and not source.seekable()
 
 
 class Pipe:

@@ -153,6 +153,9 @@ def test_several_formats_and_names(model: StandIn, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out == f"{a}: 1.5 seconds\n{b}: 0.5 seconds\n{a}: 1.5 seconds\n"
     assert asr.main([a, b, "--no-filename"]) == 0
     assert capsys.readouterr().out == "1.5 seconds\n0.5 seconds\n"
+    odd = str(write(tmp_path / "line\nred\x1b[31m.wav", 1.5))
+    assert asr.main([odd, b]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/line\\nred\\x1b[31m.wav: 1.5 seconds\n{b}: 0.5 seconds\n"
     assert asr.main([a, str(tmp_path / "gone.wav"), b, "--json"]) == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["text"] for line in lines] == ["1.5 seconds", "", "0.5 seconds"]
@@ -300,6 +303,7 @@ def test_options_reach_the_model_from_the_command_line_and_the_environment(
         ["x.wav", "--format", "doc"],
         ["x.wav", "--threads", "0"],
         ["x.wav", "--threads", "two"],
+        ["x.wav", "--threads", "99999"],
         ["-", "-"],
         ["x.wav", "--skip-existing"],
         ["x.wav", "--json", "--stream"],

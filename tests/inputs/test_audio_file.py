@@ -225,3 +225,13 @@ def test_a_track_that_begins_on_the_way() -> None:
     other = encode("mpegts", "aac", mpegts_start_pid="500", mpegts_service_id="7", mpegts_pmt_start_pid="600")
     waveform = load_audio(FILES["mpeg transport stream"] * 30 + other)
     assert waveform.duration == pytest.approx(30 * SECONDS, rel=0.1)
+
+
+def test_a_closed_file_and_swapped_samples() -> None:
+    file = io.BytesIO(MP3)
+    file.close()
+    with pytest.raises(AudioError, match="the file is closed; open it again"):
+        load_audio(file)
+    with pytest.raises(AudioError, match="expected a whole number of Hz") as caught:
+        load_audio((RATE, np.zeros(RATE, np.float32)))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
