@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 
+from phi4mm import __version__
 from phi4mm.asr.writers import FORMATS
 from phi4mm.cli import add_model_options, program_name
 from phi4mm.errors import PromptError
@@ -36,6 +37,7 @@ def make_parser(name: str | None = None) -> argparse.ArgumentParser:
         help="an audio or video file (wav, flac, mp3, ogg, opus, m4a, mp4, mkv, webm ...), a folder, a quoted glob, "
         "or - for standard input",
     )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     _add_input(parser)
     add_model_options(parser)
     _add_task(parser)
@@ -178,8 +180,8 @@ def parse(
 
 
 def variable(action: argparse.Action) -> str | None:
-    """The environment variable of an option; ``None`` for positional arguments and ``--help``."""
-    if not action.option_strings or action.dest == "help":
+    """The environment variable of an option; ``None`` for positional arguments, ``--help`` and ``--version``."""
+    if not action.option_strings or action.dest in ("help", "version"):
         return None
     return PREFIX + action.dest.upper()
 

@@ -398,3 +398,10 @@ def test_a_choice_of_track(model: StandIn, tmp_path: Path, capsys: pytest.Captur
         with pytest.raises(SystemExit, match="2"):
             asr.main([f"--track={bad}", str(tmp_path / "a.wav")])
         assert "is not a track's number" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        asr.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("phi4mm.asr ")
