@@ -20,10 +20,13 @@ _FACTORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 class Metrics:
     """What is counted; each server has its own registry.
 
+    Args:
+        model: that runs in this process, if one does.
+
     Attributes: one for each metric, of the metric's name without the prefix.
     """
 
-    def __init__(self, model: Phi4MM) -> None:
+    def __init__(self, model: Phi4MM | None) -> None:
         registry = CollectorRegistry()
 
         def counter(name: str, help: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -51,7 +54,11 @@ class Metrics:
         self.request_decode_time_seconds = histogram("request_decode_time_seconds", "From the first text to the last.")
         self.real_time_factor = histogram("real_time_factor", "Time to answer, by the audio's length.", _FACTORS)
         self.http_requests_in_flight = Gauge(PREFIX + "http_requests_in_flight", "HTTP requests.", registry=registry)
-        registry.register(_EngineCollector(model))
+        self.replicas_lost = counter(
+            "replicas_lost", "Requests whose replica died, by what became of them.", ("outcome",)
+        )
+        if model is not None:
+            registry.register(_EngineCollector(model))
 
     def render(self) -> bytes:
         """All of them in Prometheus's text format."""

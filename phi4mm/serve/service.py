@@ -44,6 +44,15 @@ class Service:
         self.fetcher = fetcher or Fetcher(options.fetch, options.security.allowed_domains)
         self._threads = ThreadPoolExecutor(options.media_threads, "phi4mm-serve")
 
+    @property
+    def shown(self) -> dict[str, str | None]:
+        """What the log says at the start."""
+        return {"model": self.options.names[0], "adapters": ",".join(self.adapters.names) or None}
+
+    def abandon(self) -> None:
+        """End what runs: the model is closed, and every request is told so."""
+        self.model.close()
+
     def close(self) -> None:
         """End the threads; the model is its owner's to close."""
         self._threads.shutdown(wait=False, cancel_futures=True)

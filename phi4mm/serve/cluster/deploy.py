@@ -1,0 +1,161 @@
+"""Start the replicas by Ray Serve, and a front for them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, ProxyLocation
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from phi4mm.errors import Phi4MMError
+from phi4mm.serve.cluster.front import Front, make_front
+from phi4mm.serve.cluster.ray_replicas import RayReplicas
+from phi4mm.serve.cluster.replica import Replica
+from phi4mm.serve.lifecycle import Server
+from phi4mm.serve.logs import log
+from phi4mm.serve.options import ClusterOptions, ServeOptions
+from phi4mm.serve.parser import parse
+
+LOCAL = "local"
+APP, REPLICA, FRONT = "phi4mm", "Replica", "Front"
+_HEALTH_SECONDS = 5.0
+_FAILED_STARTS = 2
+
+
+def serve_cluster(options: ServeOptions, bound: socket.socket) -> None:
+    """Deploy replicas and serve them until a signal.
+
+    Args:
+        bound: where to listen.
+
+    Raises:
+        Phi4MMError: Ray cannot be reached, or no replica can be started.
+    """
+    assert options.cluster is not None
+    with _connected(options.cluster), _deployed(options, options.cluster) as handle:
+        front = Front(options, RayReplicas(handle), replicas=_counts(options.cluster), ray=options.cluster.address)
+        Server(make_front(front), options).run([bound])
+
+
+def build(arguments: Mapping[str, str]) -> serve.Application:
+    """What ``serve deploy`` and KubeRay start: the replicas, and fronts behind Ray's own HTTP proxies.
+
+    Args:
+        arguments: options of ``python -m phi4mm.serve`` without their dashes, with their values; ``fronts`` is how many
+            of them there are. What they do not give is taken from the environment.
+    """
+    given = {name.replace("_", "-"): str(value) for name, value in arguments.items()}
+    fronts = int(given.pop("fronts", "1"))
+    options = parse([f"--{name}={value}" if value else f"--{name}" for name, value in given.items()])
+    cluster = options.cluster or ClusterOptions(LOCAL)
+    # Ray's proxies listen on the addresses of their nodes: what looks like a rebinding of names is not one here.
+    options = replace(options, host="0.0.0.0" if options.host == ServeOptions.host else options.host)
+
+    def make() -> Starlette:
+        handle = serve.get_deployment_handle(REPLICA, serve.get_replica_context().app_name)
+        return make_front(Front(options, RayReplicas(handle)))
+
+    class Ingress:
+        def __init__(self, replicas: DeploymentHandle[Any]) -> None:
+            pass  # that it is bound to them lets Ray start them first
+
+    deployment = serve.deployment(
+        name=FRONT,
+        num_replicas=fronts,
+        max_ongoing_requests=100_000,  # the front has its own bounds
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        graceful_shutdown_timeout_s=options.drain_seconds,
+    )(serve.ingress(make)(Ingress))
+    return deployment.bind(replicas(options, cluster))
+
+
+def replicas(options: ServeOptions, cluster: ClusterOptions) -> serve.Application:
+    """The deployment of the replicas.
+
+    Each gets as many requests at a time as it decodes rows; the others wait in the front.
+    """
+    cpus = cluster.replica_cpus or float(options.model.threads or 1)
+    model = replace(options.model, threads=options.model.threads or max(1, int(cpus)))
+    rows = options.model.max_rows
+    count: dict[str, Any] = {"num_replicas": cluster.replicas}
+    if cluster.max_replicas is not None and cluster.max_replicas > cluster.replicas:
+        count = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=cluster.replicas,
+                max_replicas=cluster.max_replicas,
+                target_ongoing_requests=max(1.0, rows / 2),
+            )
+        }
+    deployment = serve.deployment(
+        name=REPLICA,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": _gpus(options, cluster)},
+        max_ongoing_requests=rows,
+        max_queued_requests=options.limits.max_queue,
+        graceful_shutdown_timeout_s=options.drain_seconds,
+        health_check_period_s=_HEALTH_SECONDS,
+        max_constructor_retry_count=_FAILED_STARTS,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},  # the app has its own log
+        **count,
+    )(Replica)
+    return deployment.bind(replace(options, model=model))
+
+
+@contextmanager
+def _connected(cluster: ClusterOptions) -> Iterator[None]:
+    if cluster.address == LOCAL:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        most = max(cluster.replicas, cluster.max_replicas or 0)
+        cpus = max(os.cpu_count() or 1, int(most * (cluster.replica_cpus or 1)))
+        settings: dict[str, Any] = {"address": LOCAL, "num_cpus": cpus, "include_dashboard": False}
+    else:
+        settings = {"address": cluster.address}
+    try:
+        ray.init(**settings, logging_level=logging.WARNING, log_to_driver=True)
+    except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
+        raise Phi4MMError(
+            f"--ray {cluster.address}: cannot be connected to ({error}); expected local, auto or HOST:PORT of a cluster"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _deployed(options: ServeOptions, cluster: ClusterOptions) -> Iterator[DeploymentHandle[Any]]:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    log("deploying", replicas=_counts(cluster), ray=cluster.address)
+    serve.start(proxy_location=ProxyLocation.Disabled)
+    try:
+        try:
+            handle = serve.run(replicas(options, cluster), name=APP, route_prefix=None)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise Phi4MMError(f"the replicas cannot be started ({reason}); see Ray Serve's logs") from error
+        yield handle
+    finally:
+        serve.delete(APP)
+        if cluster.address == LOCAL:
+            serve.shutdown()
+
+
+def _gpus(options: ServeOptions, cluster: ClusterOptions) -> float:
+    if cluster.replica_gpus is not None:
+        return cluster.replica_gpus
+    on_gpu = options.model.device.startswith("cuda") or (
+        options.model.device == "auto" and ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    )
+    return 1.0 if on_gpu else 0.0
+
+
+def _counts(cluster: ClusterOptions) -> str:
+    return f"{cluster.replicas}" if cluster.max_replicas is None else f"{cluster.replicas}-{cluster.max_replicas}"
