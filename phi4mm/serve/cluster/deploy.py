@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -118,12 +119,14 @@ def _connected(cluster: ClusterOptions) -> Iterator[None]:
         settings: dict[str, Any] = {"address": LOCAL, "num_cpus": cpus, "include_dashboard": False}
     else:
         settings = {"address": cluster.address}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**settings, logging_level=logging.WARNING, log_to_driver=True)
     except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
         raise Phi4MMError(
             f"--ray {cluster.address}: cannot be connected to ({error}); expected local, auto or HOST:PORT of a cluster"
         ) from error
+    signal.signal(signal.SIGTERM, handler)  # Ray's ends the process without a word
     try:
         yield
     finally:
@@ -144,8 +147,6 @@ def _deployed(options: ServeOptions, cluster: ClusterOptions) -> Iterator[Deploy
         yield handle
     finally:
         serve.delete(APP)
-        if cluster.address == LOCAL:
-            serve.shutdown()
 
 
 def _gpus(options: ServeOptions, cluster: ClusterOptions) -> float:
