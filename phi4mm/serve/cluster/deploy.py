@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ LOCAL = "local"
 APP, REPLICA, FRONT = "phi4mm", "Replica", "Front"
 _HEALTH_SECONDS = 5.0
 _FAILED_STARTS = 2
+_CONNECT_SECONDS = 5.0
 
 
 def serve_cluster(options: ServeOptions, bound: socket.socket) -> None:
@@ -118,14 +120,13 @@ def _connected(cluster: ClusterOptions) -> Iterator[None]:
         cpus = max(os.cpu_count() or 1, int(most * (cluster.replica_cpus or 1)))
         settings: dict[str, Any] = {"address": LOCAL, "num_cpus": cpus, "include_dashboard": False}
     else:
+        _check_reachable(cluster.address)
         settings = {"address": cluster.address}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**settings, logging_level=logging.WARNING, log_to_driver=True)
+        ray.init(**settings, logging_level=logging.WARNING, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
-        raise Phi4MMError(
-            f"--ray {cluster.address}: cannot be connected to ({error}); expected local, auto or HOST:PORT of a cluster"
-        ) from error
+        raise _unreachable(cluster.address, error) from error
     signal.signal(signal.SIGTERM, handler)  # Ray's ends the process without a word
     try:
         yield
@@ -142,11 +143,35 @@ def _deployed(options: ServeOptions, cluster: ClusterOptions) -> Iterator[Deploy
         try:
             handle = serve.run(replicas(options, cluster), name=APP, route_prefix=None)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise Phi4MMError(f"the replicas cannot be started ({reason}); see Ray Serve's logs") from error
+            raise Phi4MMError(f"no replica can be started: {_why_not() or error}") from error
         yield handle
     finally:
         serve.delete(APP)
+
+
+def _why_not() -> str:
+    """The last line of what Ray Serve has of a replica that could not be started: the error's own."""
+    found = serve.status().applications.get(APP)
+    message = found.deployments[REPLICA].message if found is not None and REPLICA in found.deployments else ""
+    errors = [line for line in message.splitlines() if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return errors[-1].partition(": ")[2] if errors else message
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself waits for a minute, and then ends the process."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or (address != "auto" and not (colon and host and port.isdecimal())):
+        raise Phi4MMError(f"--ray is {address!r}; expected local, auto, or HOST:PORT of a cluster this machine is in")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> Phi4MMError:
+    return Phi4MMError(f"--ray {address}: cannot be connected to ({error}); start a cluster there by ray start --head")
 
 
 def _gpus(options: ServeOptions, cluster: ClusterOptions) -> float:
