@@ -25,7 +25,7 @@ from phi4mm.serve.cluster.replica import Replica
 from phi4mm.serve.lifecycle import Server
 from phi4mm.serve.logs import log
 from phi4mm.serve.options import ClusterOptions, ServeOptions
-from phi4mm.serve.parser import parse
+from phi4mm.serve.parser import PREFIX, make_parser, parse
 
 LOCAL = "local"
 APP, REPLICA, FRONT = "phi4mm", "Replica", "Front"
@@ -53,15 +53,20 @@ def build(arguments: Mapping[str, str]) -> serve.Application:
     """What ``serve deploy`` and KubeRay start: the replicas, and fronts behind Ray's own HTTP proxies.
 
     Args:
-        arguments: options of ``python -m phi4mm.serve`` without their dashes, with their values; ``fronts`` is how many
-            of them there are. What they do not give is taken from the environment.
+        arguments: options of ``python -m phi4mm.serve`` without their dashes, with values as in its environment
+            variables; ``fronts`` is how many fronts there are. What they do not give is taken from the environment.
+
+    Raises:
+        Phi4MMError: one of them is not an option, or has a wrong value.
     """
-    given = {name.replace("_", "-"): str(value) for name, value in arguments.items()}
+    given = {name.replace("-", "_"): str(value) for name, value in {"ray": "auto", **arguments}.items()}
     fronts = int(given.pop("fronts", "1"))
-    options = parse([f"--{name}={value}" if value else f"--{name}" for name, value in given.items()])
-    cluster = options.cluster or ClusterOptions(LOCAL)
-    # Ray's proxies listen on the addresses of their nodes: what looks like a rebinding of names is not one here.
-    options = replace(options, host="0.0.0.0" if options.host == ServeOptions.host else options.host)
+    if unknown := given.keys() - {action.dest for action in make_parser()._actions}:
+        raise Phi4MMError(f"{min(unknown)!r} is no option; expected those of python -m phi4mm.serve")
+    options = parse([], {**os.environ, **{PREFIX + name.upper(): value for name, value in given.items()}})
+    assert options.cluster is not None
+    if options.host == ServeOptions.host:  # it is Ray's proxies that listen, on the addresses of their nodes
+        options = replace(options, host="0.0.0.0")
 
     def make() -> Starlette:
         handle = serve.get_deployment_handle(REPLICA, serve.get_replica_context().app_name)
@@ -78,7 +83,7 @@ def build(arguments: Mapping[str, str]) -> serve.Application:
         logging_config={"log_level": "WARNING", "enable_access_log": False},
         graceful_shutdown_timeout_s=options.drain_seconds,
     )(serve.ingress(make)(Ingress))
-    return deployment.bind(replicas(options, cluster))
+    return deployment.bind(replicas(options, options.cluster))
 
 
 def replicas(options: ServeOptions, cluster: ClusterOptions) -> serve.Application:
