@@ -19,10 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
+import soundfile
+import soxr
 from openai import APIError, OpenAI
+from websockets.exceptions import ConnectionClosed
 
 from phi4mm.api import Phi4MM
+from phi4mm.serve.cluster.relay import PART_BYTES
 from tests.serve.conftest import SAMPLES, wait_until
 
 pytest.importorskip("ray.serve")
@@ -32,6 +37,10 @@ ADMIN = {"authorization": "Bearer admin"}
 REPLICAS = 2
 HELLO: Any = [{"role": "user", "content": "What is 2 plus 3?"}]
 COUNT: Any = [{"role": "user", "content": "count"}]
+
+
+def pid_of(replica: str) -> int:
+    return int(replica.rsplit("-", 1)[1])
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Cluster:
 
     def pids(self) -> set[int]:
         """Of the replicas."""
-        return {int(name.rsplit("-", 1)[1]) for name in self.metrics("num_requests_running")}
+        return {pid_of(name) for name in self.metrics("num_requests_running")}
 
     def post(self, path: str, **body: str) -> httpx2.Response:
         return httpx2.post(f"{self.url}/v1/{path}", json=body, headers=ADMIN, timeout=60)
@@ -110,6 +119,45 @@ def test_media(cluster: Cluster, bundled: Phi4MM) -> None:
     )
     assert answer.status_code == 400
     assert "max_text_bytes" in answer.text or "text" in answer.text
+
+
+def test_transcriptions(cluster: Cluster, bundled: Phi4MM, tmp_path: Path) -> None:
+    clip = SAMPLES / "eight_digits.flac"
+    client = cluster.client()
+    assert client.audio.transcriptions.create(model="phi4mm", file=clip).text == bundled.transcribe(clip).text
+    expected = bundled.transcribe(clip).text
+    events = list(client.audio.transcriptions.create(model="phi4mm", file=clip, stream=True))
+    assert events[-1].type == "transcript.text.done"
+    assert events[-1].text == expected
+    long = np.tile(soundfile.read(clip, dtype="int16")[0], 60)  # over one part of a body
+    wav = tmp_path / "long.wav"
+    soundfile.write(wav, long, 16_000)
+    assert wav.stat().st_size > PART_BYTES
+    assert client.audio.transcriptions.create(model="phi4mm", file=wav).text == bundled.transcribe(wav).text
+
+
+def test_realtime(cluster: Cluster, bundled: Phi4MM) -> None:
+    samples, rate = soundfile.read(SAMPLES / "eight_digits.flac", dtype="int16")
+    assert rate == 16_000
+    audio = soxr.resample(samples, rate, 24_000).tobytes()
+    with cluster.client().realtime.connect(extra_query={"intent": "transcription"}) as connection:
+        assert connection.recv().type == "session.created"
+        connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
+        for at in range(0, len(audio), 4800):
+            connection.input_audio_buffer.append(audio=base64.b64encode(audio[at : at + 4800]).decode())
+        connection.input_audio_buffer.commit()
+        while (event := connection.recv()).type != "conversation.item.input_audio_transcription.completed":
+            assert event.type != "error", event
+        assert event.transcript == bundled.transcribe(SAMPLES / "eight_digits.flac").text
+        in_flight = cluster.metrics("http_requests_in_flight")
+        [holder] = [name for name, count in in_flight.items() if count and name != "front"]
+        os.kill(pid_of(holder), signal.SIGKILL)
+        event = connection.recv()
+        assert event.type == "error"
+        assert event.error.code == "replica_lost"
+        with pytest.raises(ConnectionClosed):
+            connection.recv()
+    wait_until(lambda: len(cluster.pids()) == REPLICAS, 60)
 
 
 def test_both_replicas_are_used_and_have_the_same_adapters(cluster: Cluster) -> None:

@@ -102,11 +102,13 @@ class Relay:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        forwarded = Forwarded(_picklable(scope))
+        if scope["type"] == "websocket":
+            with self._admission.enter():
+                pass  # it is let in, but the end does not wait for it
+            await self._websocket(forwarded, receive, send)
+            return
         with self._admission.enter() as ticket:
-            forwarded = Forwarded(_picklable(scope))
-            if scope["type"] == "websocket":
-                await self._websocket(forwarded, receive, send)
-                return
             request = Request(scope, receive)
             body = await self._body(request, ticket)
             answer = _Answer(send)

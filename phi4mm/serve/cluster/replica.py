@@ -90,7 +90,8 @@ async def run(app: ASGIApp, request: Forwarded) -> AsyncGenerator[list[Message],
     async def send(message: Message) -> None:
         outgoing.put_nowait(message)
 
-    scope = {**request.scope, "asgi": {"version": "3.0", "spec_version": "2.4"}, "extensions": {}, "state": {}}
+    extensions: dict[str, Any] = {"websocket.http.response": {}} if request.channel is not None else {}
+    scope = {**request.scope, "asgi": {"version": "3.0", "spec_version": "2.4"}, "extensions": extensions, "state": {}}
     task = asyncio.ensure_future(app(scope, receive, send))
     task.add_done_callback(lambda _: outgoing.put_nowait(None))
     try:
