@@ -91,6 +91,9 @@ class FakeReplicas:
                 left -= 1
                 yield [message]
 
+    async def count(self) -> int:
+        return 2
+
     async def metrics(self) -> dict[str, bytes]:
         return {"one": b"", "two": b""}
 

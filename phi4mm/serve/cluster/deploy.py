@@ -89,7 +89,8 @@ def build(arguments: Mapping[str, str]) -> serve.Application:
 def replicas(options: ServeOptions, cluster: ClusterOptions) -> serve.Application:
     """The deployment of the replicas.
 
-    Each gets as many requests at a time as it decodes rows; the others wait in the front.
+    Each gets as many requests at a time as it takes alone, so that its metrics can still be asked for while rows wait;
+    the others wait in the front.
     """
     cpus = cluster.replica_cpus or float(options.model.threads or 1)
     model = replace(options.model, threads=options.model.threads or max(1, int(cpus)))
@@ -106,7 +107,7 @@ def replicas(options: ServeOptions, cluster: ClusterOptions) -> serve.Applicatio
     deployment = serve.deployment(
         name=REPLICA,
         ray_actor_options={"num_cpus": cpus, "num_gpus": _gpus(options, cluster)},
-        max_ongoing_requests=rows,
+        max_ongoing_requests=rows + options.limits.max_queue,
         max_queued_requests=options.limits.max_queue,
         graceful_shutdown_timeout_s=options.drain_seconds,
         health_check_period_s=_HEALTH_SECONDS,

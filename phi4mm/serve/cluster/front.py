@@ -25,6 +25,9 @@ from phi4mm.serve.options import ServeOptions
 class Cluster(Replicas, Protocol):
     """The replicas together."""
 
+    async def count(self) -> int:
+        """How many replicas take requests."""
+
     async def metrics(self) -> Mapping[str, bytes]:
         """The metrics of each replica that can be reached, by its name."""
 
@@ -58,7 +61,7 @@ def make_front(front: Front) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        is_ready = not front.admission.draining and bool(await front.cluster.metrics())
+        is_ready = not front.admission.draining and await front.cluster.count() > 0
         return JSONResponse({"status": "ok" if is_ready else "unavailable"}, 200 if is_ready else 503)
 
     async def metrics(request: Request) -> Response:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
+from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -70,6 +71,12 @@ class RayReplicas:
             self._running.discard(response)
             if not ended:
                 response.cancel()
+
+    async def count(self) -> int:
+        """How many replicas run, by Ray Serve's controller: a replica that is busy need not answer for it."""
+        found = (await asyncio.to_thread(serve.status)).applications.get(self._handle.app_name)
+        deployment = found and found.deployments.get(self._handle.deployment_name)
+        return deployment.replica_states.get("RUNNING", 0) if deployment else 0
 
     async def metrics(self) -> dict[str, bytes]:
         """The metrics of each replica that answers in time, by its name."""
