@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import os
 import re
@@ -23,14 +24,20 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+import yaml
 from openai import APIError, OpenAI
 from websockets.exceptions import ConnectionClosed
 
 from phi4mm.api import Phi4MM
+from phi4mm.errors import Phi4MMError
 from phi4mm.serve.cluster.relay import PART_BYTES
+from phi4mm.serve.parser import make_parser
 from tests.serve.conftest import SAMPLES, wait_until
 
 pytest.importorskip("ray.serve")
+from ray.serve import Application
+from ray.serve.schema import ServeDeploySchema
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parent.parent.parent
 ADMIN = {"authorization": "Bearer admin"}
@@ -226,3 +233,17 @@ def test_a_replica_is_killed_under_load(cluster: Cluster, bundled: Phi4MM, endle
     assert sum(cluster.metrics("replicas_lost_total").values()) >= 1
     wait_until(lambda: len(cluster.pids()) == REPLICAS, 60)  # another one has taken its place
     assert whole(0) == expected
+
+
+def test_the_manifest_of_the_docs_is_an_application() -> None:
+    text = (ROOT / "docs" / "serve-cluster.md").read_text(encoding="utf-8")
+    [manifest] = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    config = ServeDeploySchema.model_validate(yaml.safe_load(yaml.safe_load(manifest)["spec"]["serveConfigV2"]))
+    [app] = config.applications
+    module, _, name = app.import_path.partition(":")
+    build = getattr(importlib.import_module(module), name)
+    assert isinstance(build(app.args), Application)
+    with pytest.raises(Phi4MMError, match="'modle' is no option"):
+        build({"modle": "x"})
+    known = f"{make_parser().format_help()} --generate --head --address --foreground --no-cache-dir --from-literal"
+    assert [one for one in re.findall(r"--[a-z][a-z-]+", text) if one not in known] == []
