@@ -5,6 +5,11 @@ from __future__ import annotations
 from phi4mm.errors import Phi4MMError
 
 
+def short(text: str, limit: int = 200) -> str:
+    """A text for a message: all of it, or its beginning."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 class EvalError(Phi4MMError):
     """Base of every error that the harness raises."""
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from eval_asr.clips import TEXT_COLUMNS, Clip, Source, StoredAudio, first_of, named_apart, stored_audio
+from eval_asr.clips import (
+    TEXT_COLUMNS,
+    Clip,
+    Source,
+    StoredAudio,
+    first_of,
+    named_apart,
+    shown,
+    stored_audio,
+    writable,
+)
 from eval_asr.errors import SourceError
+from eval_asr.results import is_seconds
 
 ID_COLUMNS = ("id", "file_name")
 DURATION_COLUMNS = ("audio_length_s", "duration")
@@ -26,22 +38,39 @@ def hub_source(spec: str, *, streaming: bool, language: str) -> Source:
     """
     path, config, split = spec.split(":")
     if path in CHUNKED:
-        return Source(spec, path, config, split, language, None, False, lambda: _chunks(spec))
+        chunks = cache(partial(_chunks, spec))
+        return Source(spec, path, config, split, language, None, None, False, chunks)
     dataset = _load(spec, path, config, split, streaming=streaming)
     text_column = _text_column(spec, dataset)
     columns = list(dataset.column_names or dataset.features or ())
     if "audio" not in columns:
-        raise SourceError(f"{spec}: has the columns {', '.join(columns)}; expected one named audio")
+        raise SourceError(f"{spec}: has the columns {shown(columns)}; expected one named audio")
     from datasets import Audio
 
-    dataset = dataset.cast_column("audio", Audio(decode=False))
+    try:
+        dataset = dataset.cast_column("audio", Audio(decode=False))
+    except Exception as error:  # the library raises many kinds for a column of another type
+        raise SourceError(
+            f"{spec}: its column audio is no audio ({_one_line(error)}); expected files' bytes or paths"
+        ) from error
 
     def clips() -> Iterator[Clip]:
         rows = dataset if streaming else dataset.remove_columns("audio")
-        return named_apart(_clip(row, index, text_column, dataset) for index, row in enumerate(rows))
+        return named_apart(_clip(spec, row, index, text_column, dataset) for index, row in _rows(spec, rows))
 
     name = Path(path).resolve().name if Path(path).is_dir() else path
-    return Source(spec, name, config, split, language, None, streaming, clips if streaming else lambda: list(clips()))
+    opened = clips if streaming else cache(lambda: list(clips()))
+    return Source(writable(spec), writable(name), config, split, language, None, None, streaming, opened)
+
+
+def _rows(spec: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rows, numbered from 0."""
+    try:
+        yield from enumerate(rows)
+    except Exception as error:  # the library raises many kinds, for networks and damaged files
+        raise SourceError(
+            f"{spec}: cannot be read further ({_one_line(error)}); the results so far are kept: run it again"
+        ) from error
 
 
 def _chunks(spec: str) -> list[Clip]:
@@ -83,19 +112,22 @@ def _text_column(spec: str, dataset: Any) -> str:
     columns = list(dataset.column_names or dataset.features or ())
     column = first_of(TEXT_COLUMNS, columns)
     if column is None:
-        raise SourceError(f"{spec}: has the columns {', '.join(columns)}; expected one named text")
+        raise SourceError(f"{spec}: has the columns {shown(columns)}; expected one named text")
     return column
 
 
-def _clip(row: Mapping[str, Any], index: int, text_column: str, dataset: Any) -> Clip:
+def _clip(spec: str, row: Mapping[str, Any], index: int, text_column: str, dataset: Any) -> Clip:
     identity = _first_value(ID_COLUMNS, row)
     seconds = _first_value(DURATION_COLUMNS, row)
     parent_id = row.get("parent_id")
+    text = row[text_column]
+    if not isinstance(text, str | None):
+        raise SourceError(f"{spec}: row {index + 1} has a {type(text).__name__} in {text_column}; expected a text")
     return Clip(
-        audio_filepath=f"sample_{index}" if identity is None else Path(str(identity)).name,
-        text=row[text_column] or "",
+        audio_filepath=f"sample_{index}" if identity is None else Path(str(identity)).name or f"sample_{index}",
+        text=text or "",
         audio=stored_audio(row["audio"]) if "audio" in row else StoredAudio(dataset, index),
-        seconds=None if seconds is None else float(seconds),
+        seconds=float(seconds) if is_seconds(seconds) else None,
         parent_id=None if parent_id is None else str(parent_id),
         chunk_index=row.get("chunk_index"),
     )

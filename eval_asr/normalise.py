@@ -1,7 +1,8 @@
 """The rules of scoring: how text is normalised, and how words are aligned.
 
-``classic``: Whisper's English normaliser (Radford et al. 2022, appendix C) and jiwer. The code is transformers' copy of
-it, which is the one that the leaderboard copied in its turn; the table of British spellings is the package
+``classic``: Whisper's normalisers (Radford et al. 2022, appendix C) and jiwer: the English one, and for other languages
+the basic one, which splits the letters of languages that are written without spaces. The code is transformers' copy of
+them, which is the one that the leaderboard copied in its turn; the table of British spellings is the package
 whisper-normalizer's. That package's own class has four more contractions since 0.1.4 ("kinda", "sorta", "dunno",
 "cause"), which the leaderboard has not.
 
@@ -21,13 +22,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from eval_asr.alignment import Pair, Piece, compound_alignments, plain_alignments
 from eval_asr.errors import ScoringError
-from eval_asr.word_errors import WordErrors
+from eval_asr.languages import language_code
 
 SCORINGS = ("classic", "2026")
 IGNORED = "ignore time segment in scoring"
-
-Pair = tuple[str, str]
+UNSPACED = ("zh", "ja", "th", "lo", "my")  # languages written without spaces, whose letters Whisper scores
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Rules:
     Attributes:
         title: the rules in words.
         normalise: of a reference or a hypothesis.
-        align: errors of each pair of normalised texts.
+        align: the alignment of each pair of normalised texts; errors and the words shown are both taken from it.
         pair: what happens to normalised references and hypotheses together, before the alignment.
     """
 
     title: str
     normalise: Callable[[str], str]
-    align: Callable[[Sequence[Pair]], list[WordErrors]]
+    align: Callable[[Sequence[Pair]], list[tuple[Piece, ...]]]
     pair: Callable[[Sequence[Pair]], list[Pair]] = list
 
 
@@ -62,13 +63,12 @@ def rules_for(scoring: str, language: str, leaderboard: Path | None) -> Rules:
 
     Raises:
         ScoringError: the name is not known, the clone is missing, or it is not one.
+        EvalError: the language is not a code.
     """
+    language = language_code(language)
     if scoring == "classic":
-        if language != "en":
-            raise ScoringError(
-                f"classic scoring is for English, and a set is in {language!r}; use --scoring 2026 --leaderboard DIR"
-            )
-        return Rules("classic: Whisper's English normaliser, jiwer", english_normaliser(), classic_errors)
+        which = "English normaliser" if language == "en" else f"basic normaliser ({language})"
+        return Rules(f"classic: Whisper's {which}, jiwer", whisper_normaliser(language), plain_alignments)
     if scoring != "2026":
         raise ScoringError(f"scoring {scoring!r} is not known; known are {', '.join(SCORINGS)}")
     if leaderboard is None:
@@ -79,14 +79,14 @@ def rules_for(scoring: str, language: str, leaderboard: Path | None) -> Rules:
     data_utils, eval_utils = _leaderboard_modules(leaderboard.resolve())
     if language == "en":
         title = "2026: the leaderboard's English normaliser, kaldialign with merged compounds"
-        return Rules(title, data_utils.normalizer, compound_errors)
+        return Rules(title, data_utils.normalizer, compound_alignments)
     if language == "hi":
         raise ScoringError("Hindi is scored by the leaderboard over a lattice of spellings, which is not done here")
     title = f"2026: the leaderboard's multilingual normaliser ({language}), kaldialign with merged compounds"
     return Rules(
         title,
         partial(data_utils.ml_normalizer, lang=language),
-        compound_errors,
+        compound_alignments,
         partial(_joined_compounds, eval_utils.normalize_compound_pairs),
     )
 
@@ -101,46 +101,14 @@ def english_normaliser() -> Callable[[str], str]:
     return normaliser
 
 
-def progress_normaliser(language: str) -> Callable[[str], str]:
+def whisper_normaliser(language: str) -> Callable[[str], str]:
     """Whisper's normaliser for a language: the English one, or the basic one."""
     if language == "en":
         return english_normaliser()
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-    normaliser: Callable[[str], str] = BasicTextNormalizer()
+    normaliser: Callable[[str], str] = BasicTextNormalizer(split_letters=language in UNSPACED)
     return normaliser
-
-
-def classic_errors(pairs: Sequence[Pair]) -> list[WordErrors]:
-    """Errors of each pair as ``jiwer.process_words`` counts them."""
-    import jiwer
-
-    if not pairs:
-        return []
-    references, hypotheses = zip(*pairs, strict=True)
-    output = jiwer.process_words(list(references), list(hypotheses))
-    errors = []
-    for chunks in output.alignments:
-        counts = {"equal": 0, "substitute": 0, "delete": 0, "insert": 0}
-        for chunk in chunks:
-            length = chunk.hyp_end_idx - chunk.hyp_start_idx
-            counts[chunk.type] += chunk.ref_end_idx - chunk.ref_start_idx if chunk.type == "delete" else length
-        errors.append(WordErrors(counts["equal"], counts["substitute"], counts["delete"], counts["insert"]))
-    return errors
-
-
-def compound_errors(pairs: Sequence[Pair]) -> list[WordErrors]:
-    """Errors of each pair as ``kaldialign`` counts them, where "white paper" and "whitepaper" are one."""
-    try:
-        from kaldialign import edit_distance
-    except ImportError as error:
-        raise ScoringError("scoring 2026 needs kaldialign; pip install 'phi4mm[eval]'") from error
-    errors = []
-    for reference, hypothesis in pairs:
-        counts = edit_distance(reference.split(), hypothesis.split(), merge_compounds=True)
-        hits = counts["ref_len"] - counts["sub"] - counts["del"]
-        errors.append(WordErrors(hits, counts["sub"], counts["del"], counts["ins"]))
-    return errors
 
 
 def _joined_compounds(rule: Callable[[list[str], list[str]], Any], pairs: Sequence[Pair]) -> list[Pair]:

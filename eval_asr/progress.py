@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from eval_asr.normalise import classic_errors, left_out, progress_normaliser
+from eval_asr.alignment import plain_alignments, word_errors
+from eval_asr.normalise import left_out, whisper_normaliser
 from eval_asr.results import Row
 from eval_asr.word_errors import WordErrors
 
@@ -13,7 +14,7 @@ class RunningScore:
     """Errors of the rows so far, by Whisper's normaliser: a view of the run, not its score."""
 
     def __init__(self, language: str) -> None:
-        self.normalise = progress_normaliser(language)
+        self.normalise = whisper_normaliser(language)
         self.errors = WordErrors()
         self.num_failed = 0
 
@@ -30,7 +31,7 @@ class RunningScore:
         except (ValueError, ArithmeticError):  # a number beyond Python's: not shown; reported by scoring
             return
         if not left_out(reference):
-            self.errors += classic_errors([(reference, hypothesis)])[0]
+            self.errors += word_errors(*plain_alignments([(reference, hypothesis)]))
 
     def summary(self) -> str:
         failed = f", {self.num_failed} failed" if self.num_failed else ""

@@ -19,6 +19,9 @@ from eval_asr.backends import Recogniser
 from eval_asr.clips import Clip
 from eval_asr.errors import BackendError, EvalError
 from eval_asr.results import Row
+from phi4mm.errors import AudioReadError
+
+_LONGEST_REASON = 500  # characters
 
 # Recognises batches, in their order: the rows of each.
 TranscribeAll = Callable[[Iterable[list[Clip]]], Iterator[list[Row]]]
@@ -150,32 +153,46 @@ def recognise(recogniser: Recogniser, loaded: list[LoadedClip], language: str) -
         BackendError: the recogniser does not take the language; any other error is that of a clip, and goes in its row.
     """
     rows = iter(_recognise(recogniser, [item for item in loaded if item.error is None], language))
-    return [next(rows) if item.error is None else _row(item, error=item.error) for item in loaded]
+    return [next(rows) if item.error is None else _row(item, item.error) for item in loaded]
 
 
-def _recognise(recogniser: Recogniser, loaded: list[LoadedClip], language: str) -> list[Row]:
+def _recognise(recogniser: Recogniser, loaded: list[LoadedClip], language: str, spent: float = 0.0) -> list[Row]:
+    """Rows of clips, on each of which ``spent`` seconds went already in a batch that failed."""
     if not loaded:
         return []
     started = time.perf_counter()
     try:
         texts = recogniser.transcribe([item.samples for item in loaded], language)
-        seconds = (time.perf_counter() - started) / len(loaded)
-        return [_row(item, text, seconds) for item, text in zip(loaded, texts, strict=True)]
+        if len(texts) != len(loaded):
+            raise ValueError(f"{recogniser.name} gave {len(texts)} texts for {len(loaded)} clips")
     except BackendError:
         raise
     except Exception as error:
-        if len(loaded) == 1:
-            return [_row(loaded[0], error=error)]
-        # One clip must not take its batch with it.
-        tqdm.write(f"a batch of {len(loaded)} failed ({_reason(error)}); its clips go one by one", file=sys.stderr)
-        return [row for item in loaded for row in _recognise(recogniser, [item], language)]
+        failure = error
+    else:
+        seconds = spent + (time.perf_counter() - started) / len(loaded)
+        return [_row(item, text, seconds) for item, text in zip(loaded, texts, strict=True)]
+    seconds = spent + (time.perf_counter() - started) / len(loaded)
+    if len(loaded) == 1:
+        return [_row(loaded[0], failure, seconds)]
+    # One clip must not take its batch with it.
+    tqdm.write(f"a batch of {len(loaded)} failed ({_reason(failure)}); its clips go one by one", file=sys.stderr)
+    return [row for item in loaded for row in _recognise(recogniser, [item], language, seconds)]
 
 
-def _row(item: LoadedClip, text: str = "", seconds: float = 0.0, *, error: Exception | None = None) -> Row:
+def is_read_error(row: Row) -> bool:
+    """Whether a row's clip could not be read because of an input/output error, which may pass."""
+    return row.error is not None and row.error.startswith(f"{AudioReadError.__name__}: ")
+
+
+def _row(item: LoadedClip, result: str | Exception, seconds: float = 0.0) -> Row:
     clip = item.clip
-    reason = None if error is None else _reason(error)
+    text, reason = (result, None) if isinstance(result, str) else ("", _reason(result))
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair could not be written
     return Row(clip.audio_filepath, item.duration, seconds, clip.text, text, reason, clip.parent_id, clip.chunk_index)
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """An error in one line of at most ``_LONGEST_REASON`` characters."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."

@@ -7,18 +7,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from eval_asr.clips import Clip, Source
-from eval_asr.errors import EvalError, ResultsError, SourceError
+from eval_asr.errors import EvalError, ResultsError, SourceError, short
 from eval_asr.progress import RunningScore
-from eval_asr.recognise import Clock, LazyRecogniser, TranscribeAll
-from eval_asr.results import Row, RowWriter, Timing
+from eval_asr.recognise import Clock, LazyRecogniser, TranscribeAll, is_read_error
+from eval_asr.records import Timing
+from eval_asr.results import Row, RowWriter
 
+RETRY_AFTER = 5.0  # seconds, before clips are read again that an input/output error stopped
 # A streamed corpus is sorted within windows of this many batches, which are held in memory.
 WINDOW_BATCHES = 32
 
@@ -53,14 +55,19 @@ class RunSummary:
     Attributes:
         num_rows: rows in the manifest.
         num_kept: those that were there before.
-        num_failed: those with an error.
-        audio_seconds, transcription_seconds: of the rows without one.
+        num_retried: clips that had failed before, and were tried again.
+        num_changed: rows that were there before and whose reference the corpus has changed since.
+        num_failed: rows with an error.
+        audio_seconds: of the rows without an error.
+        transcription_seconds: of all rows.
         timing: where this run's time went.
         first_error: of the rows, with the clip's name.
     """
 
     num_rows: int
     num_kept: int
+    num_retried: int
+    num_changed: int
     num_failed: int
     audio_seconds: float
     transcription_seconds: float
@@ -69,9 +76,16 @@ class RunSummary:
 
     def sentence(self) -> str:
         speed = f"{self.audio_seconds / self.transcription_seconds:.2f}" if self.transcription_seconds else "unknown"
-        kept = f" ({self.num_kept} were there)" if self.num_kept else ""
-        failed = f", {self.num_failed} with an error (the first: {self.first_error})" if self.num_failed else ""
-        return f"{self.num_rows} rows{kept}{failed}, RTFx {speed}; {self.timing.sentence()}"
+        before = [f"{self.num_kept} were there"] if self.num_kept else []
+        before += [f"{self.num_retried} tried again after a failure"] if self.num_retried else []
+        before += [f"{self.num_changed} with a new reference, as the corpus has changed"] if self.num_changed else []
+        failed = (
+            f", {self.num_failed} with an error (the first: {short(self.first_error or '', 400)})"
+            if self.num_failed
+            else ""
+        )
+        rows = f"{self.num_rows} rows" + (f" ({'; '.join(before)})" if before else "")
+        return f"{rows}{failed}, RTFx {speed}; {self.timing.sentence()}"
 
 
 def run_set(
@@ -84,7 +98,8 @@ def run_set(
     """Run a corpus, or what is left of it, into a manifest. The folder is to be ``locked`` by the caller.
 
     A batch that was written in part is recognised whole again and its missing rows are added, so that every clip is
-    recognised in the same company, and the file is that of a run left alone.
+    recognised in the same company, and the file is that of a run left alone. Clips that failed are tried again. Rows
+    that are kept get the corpus's references of now.
 
     Args:
         recogniser: of this process; it is not loaded where nothing is left to do.
@@ -97,41 +112,88 @@ def run_set(
     started = time.perf_counter()
     clock = Clock()
     clips = select(source.open_clips(), options.limit, options.seed)
-    batches = in_batches(clips, options.batch_size, windowed=source.streamed)
+    total = len(clips) if isinstance(clips, list) else options.limit
     with RowWriter(manifest) as writer:
-        done = {row.audio_filepath for row in writer.rows}
-        total = options.limit
+        rows = {row.audio_filepath: row for row in writer.rows}
         if isinstance(clips, list):
-            total = len(clips)
-            _check_same_corpus(writer, {clip.audio_filepath for clip in clips})
+            _check_same_corpus(manifest, rows, {clip.audio_filepath for clip in clips})
+        done = {row.audio_filepath for row in writer.rows if row.error is None}
         with clock.loading:
             score = RunningScore(source.language) if options.progress else None
-        rows = list(writer.rows)
-        written = set(done)
-        pending = (batch for batch in batches if any(clip.audio_filepath not in done for clip in batch))
+        work = _Work(in_batches(clips, options.batch_size, windowed=source.streamed), done)
         elsewhere = transcribe_all is not None
         transcribe_all = transcribe_all or recogniser.transcriber(source.language, clock)
-        with _bar(source, total, score, writer.rows) as bar:
-            for batch_rows in transcribe_all(pending):
-                new = [row for row in batch_rows if row.audio_filepath not in written]
-                for row in new:
-                    writer.append(row)
-                written.update(row.audio_filepath for row in new)
-                rows += new
-                bar(new)
+        written = set(done)
+
+        with _bar(source, total, score, [row for row in writer.rows if row.error is None]) as bar:
+
+            def write(batches: Iterable[list[Clip]], *, is_last: bool) -> list[Clip]:
+                """Recognise batches and write their new rows; returns the clips to be read again, unless it is last."""
+                unread = []
+                for batch_rows in transcribe_all(batches):
+                    new = [row for row in batch_rows if row.audio_filepath not in written]
+                    for row in new:
+                        writer.append(row)
+                        rows[row.audio_filepath] = row
+                        clip = work.under_way.get(row.audio_filepath)
+                        if clip is not None and not is_last and is_read_error(row):
+                            unread.append(clip)
+                    written.update(row.audio_filepath for row in new if row.error is None)
+                    work.finish(batch_rows)
+                    bar([row for row in new if is_last or not is_read_error(row)])
+                return unread
+
+            unread = write(work.pending(), is_last=False)
+            if unread:
+                time.sleep(RETRY_AFTER)
+                again = (unread[at : at + options.batch_size] for at in range(0, len(unread), options.batch_size))
+                write(again, is_last=True)
+        kept = [row for row in writer.rows if row.audio_filepath in done]
+        final = [replace(rows[name], text=text) for name, text in work.references.items() if name in rows]
+        final += [row for name, row in rows.items() if name not in work.references]  # of a streamed set that changed
+        writer.rewrite(final)
     return RunSummary(
-        num_rows=len(rows),
+        num_rows=len(final),
         num_kept=len(done),
-        num_failed=sum(row.error is not None for row in rows),
-        audio_seconds=sum(row.duration for row in rows if row.error is None),
-        transcription_seconds=sum(row.time for row in rows if row.error is None),
+        num_retried=len(writer.rows) - len(kept),
+        num_changed=sum(row.text != work.references.get(row.audio_filepath, row.text) for row in kept),
+        num_failed=sum(row.error is not None for row in final),
+        audio_seconds=sum(row.duration for row in final if row.error is None),
+        transcription_seconds=sum(row.time for row in final),
         timing=Timing(
             wall_seconds=round(time.perf_counter() - started, 3),
             loading_seconds=None if elsewhere else round(clock.loading.seconds, 3),
             recognising_seconds=None if elsewhere else round(clock.recognising.seconds, 3),
         ),
-        first_error=next((f"{row.audio_filepath}: {row.error}" for row in rows if row.error is not None), None),
+        first_error=next((f"{row.audio_filepath}: {row.error}" for row in final if row.error is not None), None),
     )
+
+
+class _Work:
+    """The batches of a run: which are left, and what has passed.
+
+    Attributes:
+        references: clip -> reference, of all batches that were looked at, in their order.
+        under_way: the clips that were given out and have no row yet.
+    """
+
+    def __init__(self, batches: Iterable[list[Clip]], done: set[str]) -> None:
+        self._batches = batches
+        self._done = done
+        self.references: dict[str, str] = {}
+        self.under_way: dict[str, Clip] = {}
+
+    def pending(self) -> Iterator[list[Clip]]:
+        """The batches of which a clip is not done."""
+        for batch in self._batches:
+            self.references.update((clip.audio_filepath, clip.text) for clip in batch)
+            if any(clip.audio_filepath not in self._done for clip in batch):
+                self.under_way.update((clip.audio_filepath, clip) for clip in batch)
+                yield batch
+
+    def finish(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self.under_way.pop(row.audio_filepath, None)
 
 
 @contextmanager
@@ -188,11 +250,11 @@ def in_batches(clips: Iterable[Clip], batch_size: int, *, windowed: bool = False
             yield part[start : start + batch_size]
 
 
-def _check_same_corpus(writer: RowWriter, clips: set[str]) -> None:
-    foreign = [row.audio_filepath for row in writer.rows if row.audio_filepath not in clips]
+def _check_same_corpus(manifest: Path, names: Iterable[str], clips: set[str]) -> None:
+    foreign = [name for name in names if name not in clips]
     if foreign:
         raise ResultsError(
-            f"{writer.manifest}: has rows of clips of another corpus ({foreign[0]!r} and {len(foreign) - 1} more); "
+            f"{manifest}: has rows of clips of another corpus ({short(foreign[0])!r} and {len(foreign) - 1} more); "
             "name another --out, or the corpus and options of before"
         )
 

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from eval_asr.errors import ScoringError, ScoringWarning
+from eval_asr.alignment import Piece, word_errors
+from eval_asr.errors import ScoringError, ScoringWarning, short
+from eval_asr.names import Run, SetName, parse_manifest_name
 from eval_asr.normalise import Rules, left_out, rules_for
-from eval_asr.results import Row, SetName, manifests, read_rows, read_settings, set_name
+from eval_asr.records import read_settings
+from eval_asr.references import with_references_of_now
+from eval_asr.results import Row, manifests, read_rows
 from eval_asr.sources import language_of
 from eval_asr.statistics import bootstrap_interval
 from eval_asr.word_errors import WordErrors
@@ -22,11 +26,12 @@ LENGTH_EDGES = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, float("inf"))  # seconds
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """A row with its normalised reference and hypothesis, and the errors between them."""
+    """A row with its normalised reference and hypothesis, their alignment, and the errors in it."""
 
     row: Row
     reference: str
     hypothesis: str
+    pieces: tuple[Piece, ...]
     errors: WordErrors
 
 
@@ -56,8 +61,10 @@ class SetScore:
         num_failed: rows without a transcription; they count as empty ones.
         num_left_out: rows that do not count, by the leaderboard's rule.
         duration: seconds of audio that were transcribed.
-        time: seconds that it took.
+        time: seconds that it took, those spent on clips that failed included.
         by_length: errors by clip length.
+        manifest: of the rows; ``None`` where they are not of a file.
+        part: what the rows are of the set, such as "40 of 400 clips"; empty where they are all of it.
     """
 
     name: SetName
@@ -73,20 +80,28 @@ class SetScore:
     duration: float
     time: float
     by_length: tuple[LengthBucket, ...]
+    manifest: Path | None = None
+    part: str = ""
+
+    @property
+    def run(self) -> Run:
+        return Run(self.name.model, Path() if self.manifest is None else self.manifest.parent)
 
 
 @dataclass(frozen=True)
 class Composite:
-    """One model over several sets: the mean of the rounded rates, and the pooled speed."""
+    """One run over its sets: the mean of the rounded rates, the pooled speed, and how many sets are in part only."""
 
     wer: float
     rtfx: float | None
+    num_sets: int
+    num_in_part: int
 
 
 def score_folder(
     folder: Path, *, rules: str = "classic", leaderboard: Path | None = None, language: str | None = None
 ) -> list[SetScore]:
-    """Score every manifest of a folder (or the one that is named).
+    """Score every manifest of a folder (or the one that is named), by the references that the corpus has now.
 
     Args:
         rules: "classic" or "2026".
@@ -109,16 +124,30 @@ def score_manifest(
     path: Path, *, rules: str = "classic", leaderboard: Path | None = None, language: str | None = None
 ) -> SetScore:
     """Score one manifest; see ``score_folder``."""
-    name = set_name(path)
-    chosen = rules_for(rules, language or _language(path, name), leaderboard)
-    return score_rows(read_rows(path), name, chosen)
+    settings = read_settings(path)
+    name = parse_manifest_name(path.name) if settings is None else settings.name
+    if language is None:
+        language = language_of(f"{name.path}:{name.name}:{name.split}") if settings is None else settings.language
+    chosen = rules_for(rules, language, leaderboard)
+    rows, settings = with_references_of_now(read_rows(path), settings, path)
+    part = "" if settings is None else settings.part_done(len(rows))
+    return score_rows(rows, name, chosen, manifest=path, part=part)
 
 
-def score_rows(rows: Sequence[Row], name: SetName, rules: Rules) -> SetScore:
+def score_rows(
+    rows: Sequence[Row], name: SetName, rules: Rules, *, manifest: Path | None = None, part: str = ""
+) -> SetScore:
     """Score the rows of one set. A row with an error counts as an empty transcription.
 
     The rate is that of all words together: the sum of errors over the sum of words in the references. The speed is
-    that of the rows that count and have no error: their audio over their time.
+    that of the rows that count: the audio of those without an error over the time of all.
+
+    Args:
+        rows: of the set.
+        name: model and set.
+        rules: of scoring.
+        manifest: of the rows, if they are of a file.
+        part: what the rows are of the set; empty for all of it.
 
     Raises:
         ScoringError: no row counts, or the normaliser fails on a text.
@@ -130,12 +159,12 @@ def score_rows(rows: Sequence[Row], name: SetName, rules: Rules) -> SetScore:
         raise ScoringError(f"{name.file_name}: none of its {len(joined)} rows counts; nothing can be scored")
     pairs = rules.pair([(reference, _normalised(rules, row, row.pred_text)) for row, reference in kept])
     scored = tuple(
-        ScoredRow(row, reference, hypothesis, errors)
-        for (row, _), (reference, hypothesis), errors in zip(kept, pairs, rules.align(pairs), strict=True)
+        ScoredRow(row, reference, hypothesis, pieces, word_errors(pieces))
+        for (row, _), (reference, hypothesis), pieces in zip(kept, pairs, rules.align(pairs), strict=True)
     )
     errors = sum((row.errors for row in scored), WordErrors())
     good = [row.row for row in scored if row.row.error is None]
-    duration, time = sum(row.duration for row in good), sum(row.time for row in good)
+    duration, time = sum(row.duration for row in good), sum(row.row.time for row in scored)
     timed = good and all(row.time and row.duration for row in good)
     return SetScore(
         name=name,
@@ -151,6 +180,8 @@ def score_rows(rows: Sequence[Row], name: SetName, rules: Rules) -> SetScore:
         duration=duration,
         time=time,
         by_length=_by_length(scored),
+        manifest=manifest,
+        part=part,
     )
 
 
@@ -162,16 +193,16 @@ def counts(rows: Sequence[ScoredRow]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def composites(scores: Iterable[SetScore]) -> dict[str, Composite]:
-    """Each model's mean of the rounded rates of its sets, and its audio over its time, all sets together.
+def composites(scores: Iterable[SetScore]) -> dict[Run, Composite]:
+    """Each run's mean of the rounded rates of its sets, and its audio over its time, all sets together.
 
     The eight parts of CORAAL count as one set with their mean, as in the leaderboard's long-form table.
     """
-    by_model: dict[str, list[SetScore]] = {}
+    by_run: dict[Run, list[SetScore]] = {}
     for score in scores:
-        by_model.setdefault(score.name.model, []).append(score)
+        by_run.setdefault(score.run, []).append(score)
     result = {}
-    for model, sets in by_model.items():
+    for run, sets in by_run.items():
         timed = all(score.rtfx is not None for score in sets)
         rtfx = sum(score.duration for score in sets) / sum(score.time for score in sets) if timed else None
         groups: dict[str, list[float]] = {}
@@ -179,7 +210,7 @@ def composites(scores: Iterable[SetScore]) -> dict[str, Composite]:
             is_part = score.name.path.endswith("coraal")
             groups.setdefault(score.name.path if is_part else score.name.file_name, []).append(score.wer)
         rates = [sum(group) / len(group) for group in groups.values()]
-        result[model] = Composite(sum(rates) / len(rates), rtfx)
+        result[run] = Composite(sum(rates) / len(rates), rtfx, len(sets), sum(bool(score.part) for score in sets))
     return result
 
 
@@ -220,15 +251,11 @@ def _normalised(rules: Rules, row: Row, text: str) -> str:
     try:
         return rules.normalise(text)
     except Exception as error:  # the normalisers raise what their arithmetic raises
+        reason = short(f"{type(error).__name__}: {error}")
         raise ScoringError(
-            f"{row.audio_filepath}: the normaliser fails on {text[:60]!r} ({type(error).__name__}: {error}); "
-            "mend that text in the manifest"
+            f"{short(row.audio_filepath)}: the normaliser fails on {text[:60]!r} ({reason}); mend that text in the "
+            "manifest"
         ) from error
-
-
-def _language(path: Path, name: SetName) -> str:
-    settings = read_settings(path)
-    return language_of(f"{name.path}:{name.name}:{name.split}") if settings is None else settings.language
 
 
 def _character_error_rate(pairs: Sequence[tuple[str, str]]) -> float:

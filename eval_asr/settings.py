@@ -17,7 +17,8 @@ import phi4mm
 from eval_asr.backends import BackendOptions
 from eval_asr.clips import Source
 from eval_asr.errors import ResultsError
-from eval_asr.results import RunSettings, Session, SetName, Timing, read_settings, write_settings
+from eval_asr.names import SetName
+from eval_asr.records import RunSettings, Session, Timing, read_settings, write_settings
 from eval_asr.run import RunOptions
 
 _PACKAGES = (
@@ -26,13 +27,73 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def prepare_settings(manifest: Path, source: Source, backend: BackendOptions, options: RunOptions) -> None:
-    """Write the settings beside a manifest, or add a session to those that are there.
+def check_settings(manifest: Path, source: Source, backend: BackendOptions, options: RunOptions) -> RunSettings | None:
+    """The settings beside a manifest, where it may be gone on with; ``None`` where nothing was run yet.
 
     Raises:
         ResultsError: the manifest was made with other options, or without settings.
     """
-    depends_on = {
+    has_rows = manifest.exists() and manifest.stat().st_size > 0
+    before = read_settings(manifest) if has_rows else None  # a run that wrote nothing binds nobody
+    if before is None:
+        if has_rows:
+            raise ResultsError(f"{manifest}: is there without its .run.json; name another --out, or remove it")
+        return None
+    for key, value in _depends_on(source, backend, options).items():
+        if before.options.get(key) != value:
+            raise ResultsError(
+                f"{manifest}: was made with {key} {before.options.get(key)!r}, not {value!r}; "
+                "name another --out, or give the options of before"
+            )
+    return before
+
+
+def prepare_settings(manifest: Path, source: Source, backend: BackendOptions, options: RunOptions) -> None:
+    """Write the settings beside a manifest, or add a session to those that are there.
+
+    Raises:
+        ResultsError: as ``check_settings``, or they cannot be written.
+    """
+    before = check_settings(manifest, source, backend, options)
+    corpus_clips = None if source.streamed else len(list(source.open_clips()))
+    bounds = [number for number in (corpus_clips, options.limit) if number is not None]
+    known_end = before is not None and before.num_clips is not None and source.streamed
+    settings = RunSettings(
+        name=SetName(backend.label, source.path, source.name, source.split) if before is None else before.name,
+        source=source.spec,
+        language=source.language,
+        audio_root=None if source.audio_root is None else str(source.audio_root),
+        options=_depends_on(source, backend, options),
+        sessions=(*(() if before is None else before.sessions), this_session()),
+        corpus=None if source.location is None else str(source.location),
+        num_clips=before.num_clips if before is not None and known_end else min(bounds, default=None),
+        corpus_clips=corpus_clips,
+    )
+    write_settings(manifest, settings)
+
+
+def record_end(manifest: Path, timing: Timing, num_clips: int) -> None:
+    """Write into the settings beside a manifest that the run has come to its end.
+
+    Args:
+        manifest: of the run.
+        timing: where this session's time went.
+        num_clips: that the run was of, known for certain now.
+
+    Raises:
+        ResultsError: the settings are gone, or cannot be written.
+    """
+    settings = read_settings(manifest)
+    if settings is None:
+        raise ResultsError(f"{manifest}: its .run.json is gone; its rows are whole: name another --out to run again")
+    *before, last = settings.sessions
+    sessions = (*before, replace(last, timing=timing))
+    write_settings(manifest, replace(settings, sessions=sessions, num_clips=num_clips))
+
+
+def _depends_on(source: Source, backend: BackendOptions, options: RunOptions) -> dict[str, Any]:
+    """All that the rows depend on."""
+    return {
         "backend": backend.backend,
         "model": backend.model,
         "device": backend.device,
@@ -45,43 +106,6 @@ def prepare_settings(manifest: Path, source: Source, backend: BackendOptions, op
         "seed": options.seed,
         "streaming": source.streamed,
     }
-    has_rows = manifest.exists() and manifest.stat().st_size > 0
-    before = read_settings(manifest) if has_rows else None  # a run that wrote nothing binds nobody
-    if before is None:
-        if has_rows:
-            raise ResultsError(f"{manifest}: is there without its .run.json; name another --out, or remove it")
-        before = RunSettings(
-            name=SetName(backend.label, source.path, source.name, source.split),
-            source=source.spec,
-            language=source.language,
-            audio_root=None if source.audio_root is None else str(source.audio_root),
-            options=depends_on,
-            sessions=(),
-        )
-    for key, value in depends_on.items():
-        if before.options.get(key) != value:
-            raise ResultsError(
-                f"{manifest}: was made with {key} {before.options.get(key)!r}, not {value!r}; "
-                "name another --out, or give the options of before"
-            )
-    sessions = (*before.sessions, this_session())
-    audio_root = before.audio_root if source.audio_root is None else str(source.audio_root)
-    write_settings(
-        manifest, RunSettings(before.name, source.spec, before.language, audio_root, before.options, sessions)
-    )
-
-
-def record_timing(manifest: Path, timing: Timing) -> None:
-    """Write where its time went into the last session beside a manifest.
-
-    Raises:
-        ResultsError: the settings are gone, or cannot be written.
-    """
-    settings = read_settings(manifest)
-    if settings is None:
-        raise ResultsError(f"{manifest}: its .run.json is gone; its rows are whole: name another --out to run again")
-    *before, last = settings.sessions
-    write_settings(manifest, replace(settings, sessions=(*before, replace(last, timing=timing))))
 
 
 def this_session() -> Session:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval_asr.compare import ChangedClip, Comparison
-from eval_asr.score import ScoredRow, SetScore, composites
+from eval_asr.errors import short
+from eval_asr.names import run_names
+from eval_asr.score import Composite, ScoredRow, SetScore, composites
 
 _HEADER = (
     "set", "WER %", "95 % interval", "CER %", "sub", "del", "ins", "words", "clips", "left out", "failed", "RTFx",
@@ -13,35 +15,52 @@ _HEADER = (
 
 
 def score_table(scores: Sequence[SetScore]) -> str:
-    """The sets, the rules, what was left out or failed, error rates by clip length, and the composites."""
+    """The sets, the rules, what was left out or failed, error rates by clip length, and the composites: run by run."""
     lines = []
-    for model in dict.fromkeys(score.name.model for score in scores):
-        of_model = [score for score in scores if score.name.model == model]
-        for rules in dict.fromkeys(score.rules for score in of_model):
-            lines.append(f"{model}, scored by the rules {rules}")
-        lines += _columns([_HEADER, *(_cells(score) for score in of_model)])
-        composite = composites(of_model)[model]
-        lines.append(f"mean of {len(of_model)}: WER {composite.wer:.2f} %, RTFx {_speed(composite.rtfx)}")
+    runs = run_names(score.run for score in scores)
+    for run, label in runs.items():
+        of_run = [score for score in scores if score.run == run]
+        for rules in dict.fromkeys(score.rules for score in of_run):
+            lines.append(f"{label}, scored by the rules {rules}")
+        lines += _columns([_HEADER, *(_cells(score) for score in of_run)])
+        if len(of_run) > 1:
+            lines.append(_mean(composites(of_run)[run]))
         lines.append("WER % by clip length (clips):")
-        lines += [f"  {score.name.dataset}: {_lengths(score)}" for score in of_model]
-        lines += [_failures(score) for score in of_model if score.num_failed]
+        lines += [f"  {score.name.dataset}: {_lengths(score)}" for score in of_run]
+        lines += [
+            f"NOT THE WHOLE SET: {score.name.dataset}: {score.part}; its figures are of these alone"
+            for score in of_run
+            if score.part
+        ]
+        lines += [_failures(score) for score in of_run if score.num_failed]
         lines.append("")
+    if len(runs) > len({run.model for run in runs}):
+        lines.append("Each folder is a run of its own; no mean is taken across folders.")
     return "\n".join(lines).rstrip()
+
+
+def _mean(mean: Composite) -> str:
+    in_part = f" ({mean.num_in_part} in part)" if mean.num_in_part else ""
+    return f"mean of {mean.num_sets}{in_part}: WER {mean.wer:.2f} %, RTFx {_speed(mean.rtfx)}"
 
 
 def comparison_text(comparison: Comparison, *, num_clips: int) -> str:
     """The difference, how sure it is, and the clips that changed most."""
     low, high = comparison.interval
     lines = [
-        f"{comparison.before.dataset}: {comparison.before.model} {comparison.wer_before:.2f} %, "
-        f"{comparison.after.model} {comparison.wer_after:.2f} % WER; difference {comparison.difference:+.2f} "
-        f"({low:+.2f} to {high:+.2f}), p = {comparison.p_value:.4f}, over {comparison.num_clips} clips",
+        f"{comparison.dataset}: {comparison.before} {comparison.wer_before:.2f} %, "
+        f"{comparison.after} {comparison.wer_after:.2f} % WER; difference {comparison.difference:+.2f} "
+        f"({low:+.2f} to {high:+.2f}), p = {comparison.p_value:.4f}, over {_clips(comparison.num_clips)}",
         f"rules {comparison.rules}; paired bootstrap over clips",
     ]
+    for name, part in ((comparison.before, comparison.part_before), (comparison.after, comparison.part_after)):
+        if part:
+            lines.append(f"NOT THE WHOLE SET: {name}: {part}")
     if comparison.num_unpaired:
-        lines.append(f"{comparison.num_unpaired} clips were run by one of them only, and do not count")
+        count = comparison.num_unpaired
+        lines.append(f"{_clips(count)} {'was' if count == 1 else 'were'} run by one of them only, and not counted")
     better = sum(clip.change < 0 for clip in comparison.changed)
-    lines.append(f"fewer errors in {better} clips, more in {len(comparison.changed) - better}")
+    lines.append(f"fewer errors in {_clips(better)}, more in {len(comparison.changed) - better}")
     for clip in comparison.changed[:num_clips]:
         lines += _changed(clip)
     return "\n".join(lines)
@@ -52,7 +71,7 @@ def _cells(score: SetScore) -> tuple[str, ...]:
     errors = score.errors
     numbers = (errors.substitutions, errors.deletions, errors.insertions, errors.reference_words)
     return (
-        score.name.dataset,
+        score.name.dataset + (f" ({score.part})" if score.part else ""),
         f"{score.wer:.2f}",
         f"{low:.2f}-{high:.2f}",
         f"{score.cer:.2f}",
@@ -85,8 +104,13 @@ def _lengths(score: SetScore) -> str:
 
 def _failures(score: SetScore) -> str:
     failed = [row.row for row in score.rows if row.row.error is not None]
-    first = f"; the first, {failed[0].audio_filepath}: {failed[0].error}" if failed else ""
-    return f"{score.name.dataset}: {score.num_failed} clips failed and count as empty{first}"
+    first = f"; the first, {short(failed[0].audio_filepath)}: {short(failed[0].error or '')}" if failed else ""
+    verb = "counts" if score.num_failed == 1 else "count"
+    return f"{score.name.dataset}: {_clips(score.num_failed)} failed and {verb} as empty{first}"
+
+
+def _clips(number: int) -> str:
+    return "1 clip" if number == 1 else f"{number:,} clips"
 
 
 def _changed(clip: ChangedClip) -> list[str]:

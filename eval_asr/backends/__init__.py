@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,8 +28,8 @@ class Recogniser(ABC):
     sampling_rate: int
 
     @abstractmethod
-    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
-        """The text of each clip, in order.
+    def transcribe(self, clips: list[np.ndarray], language: str) -> Sequence[str | Exception]:
+        """The text of each clip, in order, or why it alone has none.
 
         Args:
             clips: float32 samples [n] in [-1, 1] at ``sampling_rate``.
@@ -37,6 +37,7 @@ class Recogniser(ABC):
 
         Raises:
             BackendError: it does not take this language.
+            Exception: any other; the clips are then handed over one by one.
         """
 
     def close(self) -> None:  # noqa: B027
@@ -84,6 +85,18 @@ BACKENDS = {
     "faster-whisper": "eval_asr.backends.faster_whisper",
     "pocketsphinx": "eval_asr.backends.pocketsphinx",
 }
+
+
+def one_by_one(transcribe: Callable[[np.ndarray], str], clips: Iterable[np.ndarray]) -> list[str | Exception]:
+    """The texts of clips, each by itself; of one that fails, why."""
+
+    def text_or_error(clip: np.ndarray) -> str | Exception:
+        try:
+            return transcribe(clip)
+        except Exception as error:  # of whatever kind: it is that clip's alone
+            return error
+
+    return [text_or_error(clip) for clip in clips]
 
 
 def load_recogniser(options: BackendOptions) -> Recogniser:

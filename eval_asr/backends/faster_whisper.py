@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from faster_whisper import WhisperModel
 
-from eval_asr.backends import BackendOptions, Recogniser
+from eval_asr.backends import BackendOptions, Recogniser, one_by_one
 from eval_asr.errors import BackendError
 
 
@@ -19,8 +19,8 @@ class FasterWhisperRecogniser(Recogniser):
         self.model = model
         self.prompt = options.prompt
 
-    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
-        return [self._one(clip, language) for clip in clips]
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str | Exception]:
+        return one_by_one(lambda clip: self._one(clip, language), clips)
 
     def _one(self, clip: np.ndarray, language: str) -> str:
         segments, _ = self.model.transcribe(clip, language=language, initial_prompt=self.prompt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pocketsphinx
 
-from eval_asr.backends import BackendOptions, Recogniser
+from eval_asr.backends import BackendOptions, Recogniser, one_by_one
 from eval_asr.errors import BackendError
 
 
@@ -18,10 +18,10 @@ class PocketSphinxRecogniser(Recogniser):
         self.name = options.label
         self.decoder = pocketsphinx.Decoder(samprate=self.sampling_rate, loglevel="FATAL")
 
-    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str | Exception]:
         if language != "en":
             raise BackendError(f"backend 'pocketsphinx' is for English, and a set is in {language!r}; leave it out")
-        return [self._one(clip) for clip in clips]
+        return one_by_one(self._one, clips)
 
     def _one(self, clip: np.ndarray) -> str:
         samples = (np.clip(clip, -1.0, 1.0) * 32767).astype(np.int16)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval_asr.report.labels import models
+from eval_asr.names import Run
+from eval_asr.report.labels import run_labels
 from eval_asr.report.published import (
     ENGLISH,
     MULTILINGUAL,
@@ -44,19 +45,19 @@ class Board:
 
 
 def boards(scores: Sequence[SetScore]) -> list[Board]:
-    """The English board always, so that a reader has a measure; the multilingual one where we have such sets."""
-    known = {leaderboard_set(score.name) for score in scores}
-    found = [_board("Beside the published figures", ENGLISH, PUBLISHED, scores)]
-    if known & set(MULTILINGUAL):
-        found.append(
-            _board("Beside the published figures, other languages", MULTILINGUAL, PUBLISHED_MULTILINGUAL, scores)
-        )
-    return found
+    """The boards that have a set of ours, run whole."""
+    whole = [score for score in scores if not score.part]
+    candidates = (
+        _board("Beside the published figures", ENGLISH, PUBLISHED, whole),
+        _board("Beside the published figures, other languages", MULTILINGUAL, PUBLISHED_MULTILINGUAL, whole),
+    )
+    return [board for board in candidates if any(row.ours for row in board.rows)]
 
 
 def _board(title: str, columns: tuple[str, ...], published: Sequence[Published], scores: Sequence[SetScore]) -> Board:
     sources = tuple(dict.fromkeys(entry.source for entry in published))
-    ours = [row for model in models(scores) if (row := _our_row(model, columns, scores)) is not None]
+    runs = run_labels(scores)
+    ours = [row for run, label in runs.items() if (row := _our_row(run, label, columns, scores)) is not None]
     theirs = [
         BoardRow(
             system=entry.system,
@@ -71,20 +72,18 @@ def _board(title: str, columns: tuple[str, ...], published: Sequence[Published],
         for entry in published
     ]
     note = "Word error rates in percent, as their sources give them, on whole sets; compare only equal scoring rules."
-    if not ours:
-        note += " None of the sets scored here is on this board: these figures are of other recordings than ours."
     return Board(title, note, columns, (*ours, *theirs), sources)
 
 
-def _our_row(model: str, columns: tuple[str, ...], scores: Sequence[SetScore]) -> BoardRow | None:
-    by_set = {leaderboard_set(score.name): score for score in scores if score.name.model == model}
+def _our_row(run: Run, label: str, columns: tuple[str, ...], scores: Sequence[SetScore]) -> BoardRow | None:
+    by_set = {leaderboard_set(score.name): score for score in scores if score.run == run}
     found = [by_set[name] for name in columns if name in by_set]
     if not found:
         return None
     complete = len(found) == len(columns)
-    whole = composites(found)[model]
+    whole = composites(found)[run]
     return BoardRow(
-        system=f"{model} (this report)",
+        system=f"{label}, this report",
         mean=f"{whole.wer:.2f}" if complete else NONE,
         values=tuple(f"{by_set[name].wer:.2f}" if name in by_set else NONE for name in columns),
         rtfx=speed(whole.rtfx),

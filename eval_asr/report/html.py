@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain
@@ -16,12 +17,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval_asr.alignment import Piece, commonest_errors
+from eval_asr.records import RunSettings, read_settings
 from eval_asr.report import plots
-from eval_asr.report.alignment import Piece, align, commonest_errors
 from eval_asr.report.boards import boards
-from eval_asr.report.labels import address, in_order, models, set_labels
+from eval_asr.report.labels import address, in_order, run_labels, set_labels
 from eval_asr.report.tables import audio_length, mean_rows, set_rows
-from eval_asr.results import RunSettings, SetName, manifests, read_settings, set_name
 from eval_asr.score import SetScore
 from phi4mm.files import written_whole
 
@@ -30,58 +31,41 @@ _KINDS = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}  # as report.js
 _COMMONEST = 30
 
 
-def write_html(scores: Sequence[SetScore], path: Path, *, folder: Path) -> None:
+def write_html(scores: Sequence[SetScore], path: Path) -> None:
     """Write the report; whole or not at all.
 
     Args:
         scores: of the sets to show, at least one.
         path: of the page. The audio files are linked relative to it, where they lie on this machine.
-        folder: of the results, for the settings of the runs and the place of the audio.
 
     Raises:
         ResultsError: the settings beside the results are damaged.
         OSError: the page cannot be written.
     """
-    page = render_html(scores, path.absolute().parent, _runs(folder))
+    page = render_html(scores, path.absolute().parent)
     with written_whole(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_bytes(page.encode("utf-8", "backslashreplace"))
 
 
-def _runs(folder: Path) -> dict[SetName, tuple[Path, RunSettings | None]]:
-    """Set -> where its results lie, and the settings of its run."""
-    runs: dict[SetName, tuple[Path, RunSettings | None]] = {}
-    for manifest in manifests(folder):
-        runs[set_name(manifest)] = (manifest, read_settings(manifest))
-    return runs
-
-
-def render_html(
-    scores: Sequence[SetScore], beside: Path, runs: Mapping[SetName, tuple[Path, RunSettings | None]]
-) -> str:
+def render_html(scores: Sequence[SetScore], beside: Path) -> str:
     """The page as text.
 
     Args:
         scores: of the sets to show, at least one.
         beside: the absolute folder that the page will lie in.
-        runs: set -> its manifest and settings, where known.
     """
     scores = in_order(scores)
     labels = set_labels(scores)
-    alignments = [
-        align([row.reference for row in score.rows], [row.hypothesis for row in score.rows]) for score in scores
-    ]
-    recognised = [
-        [pieces for row, pieces in zip(score.rows, of_set, strict=True) if row.row.error is None]
-        for score, of_set in zip(scores, alignments, strict=True)
-    ]
+    settings = [None if score.manifest is None else read_settings(score.manifest) for score in scores]
+    recognised = [[row.pieces for row in score.rows if row.row.error is None] for score in scores]
     data = {
         "sets": labels,
         "common": [_common(of_set) for of_set in recognised],
         "commonOfAll": _common(chain.from_iterable(recognised)),
         "clips": [
             clip
-            for index, (score, of_set) in enumerate(zip(scores, alignments, strict=True))
-            for clip in _clips(index, score, of_set, _audio_roots(runs.get(score.name)), beside)
+            for index, score in enumerate(scores)
+            for clip in _clips(index, score, _audio_roots(score, settings[index]), beside)
         ],
     }
     script = (_HERE / "report.js").read_text("utf-8")
@@ -95,7 +79,7 @@ def render_html(
         rules=list(dict.fromkeys(score.rules for score in scores)),
         tiles=_tiles(scores),
         sets=set_rows(scores),
-        several=len(models(scores)) > 1,
+        several=len(run_labels(scores)) > 1,
         means=mean_rows(scores),
         pictures=[
             {"caption": caption, "svg": Markup(plots.to_svg(draw, scores, prefix))}
@@ -107,12 +91,11 @@ def render_html(
         ],
         boards=boards(scores),
         labels=labels,
+        in_part=[label for label, score in zip(labels, scores, strict=True) if score.part],
         settings=[
-            {"label": label, "text": json.dumps(_without_paths(settings), indent=2, ensure_ascii=False)}
-            for label, settings in (
-                (label, runs.get(score.name, (None, None))[1]) for label, score in zip(labels, scores, strict=True)
-            )
-            if settings is not None
+            {"label": label, "text": json.dumps(_without_paths(of_set), indent=2, ensure_ascii=False)}
+            for label, of_set in zip(labels, settings, strict=True)
+            if of_set is not None
         ],
         css=Markup((_HERE / "report.css").read_text("utf-8")),
         script=Markup(script),
@@ -133,9 +116,7 @@ def _json_for_script(data: object) -> str:
     return text
 
 
-def _clips(
-    index: int, score: SetScore, alignments: Sequence[Sequence[Piece]], roots: Sequence[Path], beside: Path
-) -> list[dict[str, Any]]:
+def _clips(index: int, score: SetScore, roots: Sequence[Path], beside: Path) -> list[dict[str, Any]]:
     prefix = _common_folder([scored.row.audio_filepath for scored in score.rows])
     return [
         {
@@ -153,9 +134,9 @@ def _clips(
             "error": scored.row.error,
             "text": scored.row.text,
             "pred": scored.row.pred_text,
-            "pieces": [_encode(piece) for piece in pieces],
+            "pieces": [_encode(piece) for piece in scored.pieces],
         }
-        for scored, pieces in zip(score.rows, alignments, strict=True)
+        for scored in score.rows
     ]
 
 
@@ -166,42 +147,57 @@ def _common_folder(names: Sequence[str]) -> str:
 
 
 def _encode(piece: Piece) -> list[int | str]:
-    if piece.kind == "substitute":
-        return [_KINDS[piece.kind], piece.reference, piece.hypothesis]
-    return [_KINDS[piece.kind], piece.hypothesis if piece.kind == "insert" else piece.reference]
+    """As report.js takes it: the kind, and the text or the two texts of which it is made."""
+    texts = dict.fromkeys(text for text in (piece.reference, piece.hypothesis) if text)
+    return [_KINDS[piece.kind], *texts]
 
 
-def _audio_roots(run: tuple[Path, RunSettings | None] | None) -> list[Path]:
+def _audio_roots(score: SetScore, settings: RunSettings | None) -> list[Path]:
     """Where the rows' audio files may lie: the corpus's folder, then the results' own."""
-    if run is None:
-        return []
-    manifest, settings = run
     corpus = [] if settings is None or settings.audio_root is None else [Path(settings.audio_root)]
-    return [*corpus, manifest.absolute().parent]
+    return [*corpus, *([] if score.manifest is None else [score.manifest.absolute().parent])]
 
 
 def _audio_link(name: str, roots: Sequence[Path], beside: Path) -> str | None:
-    """The audio file's address relative to the page, or ``None`` where there is no such file on this machine."""
+    """The audio file's address relative to the page, or ``None`` where there is no such file on this machine.
+
+    A name may end in the part of the file that the clip is ("#t=3.5,7", which the address keeps), and in the number of
+    a clip whose name comes again ("#2").
+    """
+    bare = re.sub(r"#\d+$", "", name)
+    file_name, mark, part = bare.partition("#t=")
     for root in roots:
-        file = root.absolute() / name
-        if file.is_file():
-            return address(file, beside)
+        for candidate, suffix in ((name, ""), (bare, ""), (file_name, mark + part)):
+            file = root.absolute() / candidate
+            if _is_file(file):
+                return address(file, beside) + suffix
     return None
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _tiles(scores: Sequence[SetScore]) -> list[dict[str, str]]:
-    names = models(scores)
+    runs = run_labels(scores)
     failed = sum(score.num_failed for score in scores)
     clips = {(score.name.dataset, row.row.audio_filepath): row.row for score in scores for row in score.rows}
     num_sets = len({score.name.dataset for score in scores})
-    rates = [(row["wer"], f"WER, {row['label'].lower()}, {row['model']}") for row in mean_rows(scores)]
-    rates = rates or [(f"{score.wer:.2f}", f"WER, {score.name.model}") for score in scores]
+    rates = [
+        (row["wer"], f"WER, {row['label'][0].lower()}{row['label'][1:]}, {row['run']}") for row in mean_rows(scores)
+    ]
+    rates = rates or [
+        (f"{score.wer:.2f}", f"WER, {runs[score.run]}" + (f", {score.part}" if score.part else "")) for score in scores
+    ]
     return [
         *({"value": f"{rate} %", "label": label} for rate, label in rates),
         {"value": str(num_sets), "label": "set" if num_sets == 1 else "sets"},
         {"value": f"{len(clips):,}", "label": "clips"},
         {"value": audio_length(sum(row.duration for row in clips.values())), "label": "audio"},
-        *([{"value": str(len(names)), "label": "models"}] if len(names) > 1 else []),
+        *([{"value": str(len(runs)), "label": "runs"}] if len(runs) > 1 else []),
         *([{"value": f"{failed:,}", "label": "transcriptions failed"}] if failed else []),
     ]
 
@@ -209,5 +205,5 @@ def _tiles(scores: Sequence[SetScore]) -> list[dict[str, str]]:
 def _without_paths(settings: RunSettings) -> dict[str, Any]:
     """The settings as the page shows them: a page is passed on, so the folder on this machine stays out."""
     values = asdict(settings)
-    values.pop("audio_root")
+    del values["audio_root"], values["corpus"]
     return values

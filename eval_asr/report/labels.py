@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+from eval_asr.names import Run, run_names
 from eval_asr.report.published import leaderboard_set
 from eval_asr.score import SetScore
 
 
 def in_order(scores: Sequence[SetScore]) -> list[SetScore]:
-    """The models on a set side by side; sets and models in the order met."""
+    """The runs on a set side by side; sets and runs in the order met."""
     datasets = list(dict.fromkeys(score.name.dataset for score in scores))
     return sorted(scores, key=lambda score: datasets.index(score.name.dataset))
 
 
+def run_labels(scores: Sequence[SetScore]) -> dict[Run, str]:
+    """The runs in the order met, with what to call them."""
+    return run_names(score.run for score in scores)
+
+
 def set_labels(scores: Sequence[SetScore], joint: str = " · ") -> list[str]:
-    """One label a score: the set's name, with the model where several ran.
+    """One label a score: the set's name, with the run where there are several; and what is there of a set in part.
 
     >>> set_labels([])
     []
     """
-    names = set_names(scores)
-    if len(models(scores)) == 1:
-        return names
-    return [f"{name}{joint}{score.name.model}" for name, score in zip(names, scores, strict=True)]
+    runs = run_labels(scores)
+    labels = set_names(scores)
+    if len(runs) > 1:
+        labels = [f"{name}{joint}{runs[score.run]}" for name, score in zip(labels, scores, strict=True)]
+    return [
+        f"{label}{joint if joint.isspace() else ' '}({score.part})" if score.part else label
+        for label, score in zip(labels, scores, strict=True)
+    ]
 
 
 def set_names(scores: Sequence[SetScore]) -> list[str]:
@@ -44,14 +53,9 @@ def set_names(scores: Sequence[SetScore]) -> list[str]:
 def address(file: Path, folder: Path) -> str:
     """What a page in ``folder`` calls a file: relative to it, so that both can move together."""
     try:
-        return quote(Path(os.path.relpath(file, folder)).as_posix())
+        return quote(os.fsencode(Path(os.path.relpath(file, folder)).as_posix()))
     except ValueError:  # on another drive
         return file.absolute().as_uri()
-
-
-def models(scores: Sequence[SetScore]) -> list[str]:
-    """The models, in the order met."""
-    return list(Counter(score.name.model for score in scores))
 
 
 def _short(score: SetScore) -> str:

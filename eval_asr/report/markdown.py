@@ -12,7 +12,7 @@ from eval_asr.score import SetScore
 from phi4mm.files import written_whole
 
 _SETS = (
-    ("Set", "set"), ("Model", "model"), ("WER, %", "wer"), ("95 % interval", "interval"), ("CER, %", "cer"),
+    ("Set", "set"), ("Model", "run"), ("WER, %", "wer"), ("95 % interval", "interval"), ("CER, %", "cer"),
     ("Sub.", "substitutions"), ("Del.", "deletions"), ("Ins.", "insertions"), ("Words", "words"), ("Clips", "clips"),
     ("Failed", "failed"), ("Audio", "audio"), ("RTFx", "rtfx"),
 )  # fmt: skip
@@ -32,10 +32,10 @@ def to_markdown(scores: Sequence[SetScore], *, picture: str | None = None) -> st
     """
     scores = in_order(scores)
     header, keys = [title for title, _ in _SETS], [key for _, key in _SETS]
-    blocks = [_table(header, [[row[key] for key in keys] for row in set_rows(scores)], names=2)]
+    blocks = [_table(header, [_cells(row, keys) for row in set_rows(scores)], names=2)]
     means = mean_rows(scores)
     if means:
-        keys = ["model", "label", "wer", "rtfx"]
+        keys = ["run", "label", "wer", "rtfx"]
         rows = [[row[key] for key in keys] for row in means]
         blocks.append(_table(["Model", "Over", "WER, %", "RTFx"], rows, names=2))
     lines = [_LEGEND]
@@ -44,8 +44,6 @@ def to_markdown(scores: Sequence[SetScore], *, picture: str | None = None) -> st
     if picture is not None:
         blocks.append(f"![Word error rate by set]({picture})")
     for board in boards(scores):
-        if not any(row.ours for row in board.rows):
-            continue
         header = ["System", "Mean", *board.columns, "RTFx", "Date", "Scoring rules", "Source"]
         rows = [
             [row.system, row.mean, *row.values, row.rtfx, row.date, row.rules, str(row.reference or "")]
@@ -56,11 +54,16 @@ def to_markdown(scores: Sequence[SetScore], *, picture: str | None = None) -> st
     return "\n\n".join(blocks) + "\n"
 
 
+def _cells(row: dict[str, str], keys: Sequence[str]) -> list[str]:
+    of_part = f" ({row['part']})" if row["part"] else ""
+    return [row[key] + (of_part if key == "set" else "") for key in keys]
+
+
 def write_markdown(scores: Sequence[SetScore], path: Path, *, picture: Path | None = None) -> None:
     """Write it; whole or not at all. The picture's address is relative to the markdown's folder."""
     link = None if picture is None else address(picture, path.parent)
     with written_whole(path) as partial:
-        partial.write_text(to_markdown(scores, picture=link), encoding="utf-8")
+        partial.write_bytes(to_markdown(scores, picture=link).encode("utf-8", "backslashreplace"))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:

@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval_asr.report.labels import in_order, models, set_labels
+from eval_asr.report.labels import in_order, run_labels, set_labels
 from eval_asr.report.published import PHI4, PUBLISHED, leaderboard_set
 from eval_asr.score import LengthBucket, SetScore
 from eval_asr.word_errors import WordErrors
@@ -50,11 +50,10 @@ def wer_by_set(scores: Sequence[SetScore]) -> Figure:
     """Bars with their 95 % intervals; a diamond marks the published Phi-4-multimodal where it is of the same set."""
     scores = in_order(scores)
     figure, axes = _horizontal(scores, "word error rate, %, and 95 % interval")
-    names = models(scores)
-    colours = {name: _SERIES[index % len(_SERIES)] for index, name in enumerate(names)}
+    colours = {run: _SERIES[index % len(_SERIES)] for index, run in enumerate(run_labels(scores))}
     for place, score in enumerate(scores):
         low, high = score.interval
-        axes.barh(place, score.wer, height=0.62, color=colours[score.name.model])
+        axes.barh(place, score.wer, height=0.62, color=colours[score.run])
         axes.plot([low, high], [place, place], color=_INK, linewidth=1.4, marker="|", markersize=7)
         end = (max(high, score.wer), place)
         axes.annotate(f"{score.wer:.2f}", end, xytext=(6, 0), textcoords="offset points", va="center", fontsize=10)
@@ -71,18 +70,18 @@ def wer_by_set(scores: Sequence[SetScore]) -> Figure:
 
 def _published_phi4(score: SetScore) -> float | None:
     known = leaderboard_set(score.name)
-    if known is None or not score.rules.lower().startswith("classic"):
+    if known is None or score.part or not score.rules.lower().startswith("classic"):
         return None
     return next(entry.wer.get(known) for entry in PUBLISHED if entry.system == PHI4)
 
 
 def wer_by_length(scores: Sequence[SetScore]) -> Figure:
-    """Word error rate by clip length: a line for each set, or for each model where there are many sets."""
-    names = models(scores)
+    """Word error rate by clip length: a line for each set, or for each run where there are many sets."""
+    runs = run_labels(scores)
     if len(scores) <= len(_SERIES):
         series = list(zip(set_labels(scores), (list(score.by_length) for score in scores), strict=True))
     else:
-        series = [(name, _pooled([score for score in scores if score.name.model == name])) for name in names]
+        series = [(label, _pooled([score for score in scores if score.run == run])) for run, label in runs.items()]
     edges = sorted({(bucket.low, bucket.high) for _, buckets in series for bucket in buckets if bucket.num_clips})
     legend_lines = len(series[: len(_SERIES)]) if len(series) > 1 else 0
     figure = Figure(figsize=(_WIDTH, 3.0 + 0.2 * legend_lines), layout="constrained")
@@ -110,7 +109,7 @@ def wer_by_length(scores: Sequence[SetScore]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=_INK, alpha=0.15)
     if len(series) > 1:
-        figure.legend(frameon=False, fontsize=10, loc="outside upper left", ncols=2 if len(names) == 1 else 1)
+        figure.legend(frameon=False, fontsize=10, loc="outside upper left", ncols=2 if len(runs) == 1 else 1)
     return figure
 
 
@@ -152,7 +151,7 @@ def error_kinds(scores: Sequence[SetScore]) -> Figure:
 
 def _horizontal(scores: Sequence[SetScore], measure: str) -> tuple[Figure, Axes]:
     labels = set_labels(scores, joint="\n")
-    height = 0.42 if len(models(scores)) == 1 else 0.58
+    height = 0.42 if len(run_labels(scores)) == 1 else 0.58
     figure = Figure(figsize=(_WIDTH, 1.3 + height * len(scores)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_yticks(range(len(scores)), labels)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eval_asr.results import SetName
+from eval_asr.names import SetName
 
 ENGLISH = (
     "AMI", "Earnings22", "GigaSpeech", "LibriSpeech clean", "LibriSpeech other", "SPGISpeech", "TED-LIUM", "VoxPopuli",
@@ -143,13 +143,19 @@ PUBLISHED_MULTILINGUAL = (
 
 _ALIASES = {"tedlium": "TED-LIUM", "librispeech_test_clean": "LibriSpeech clean", "librispeech_test_other":
             "LibriSpeech other"}  # fmt: skip
-_PATHS = ("open_asr_leaderboard", "esb_datasets", "asr_leaderboard_datasets")
+# Its data sets, without their owner; copies of them too.
+_PATHS = (
+    "open_asr_leaderboard",
+    "open_asr_leaderboard_multilingual_datasets",
+    "esb_datasets_test_only_sorted",
+    "asr_leaderboard_datasets",
+)
 
 
 def leaderboard_set(name: SetName) -> str | None:
     """The leaderboard's set that these results are of, or ``None``: another set, or not the leaderboard's copy."""
     path, config, split = (re.sub(r"[^a-z0-9]+", "_", part.lower()) for part in (name.path, name.name, name.split))
-    if not any(known in path for known in _PATHS):
+    if not any(path == known or path.endswith(f"_{known}") for known in _PATHS):
         return None
     if not split.startswith("test"):
         return None

@@ -71,18 +71,24 @@
     if (!common.length) $("common").append(make("li", "quiet", "none"));
   };
 
-  const pieceElement = ([kind, said, heard]) => {
-    if (kind === EQUAL) return document.createTextNode(said);
+  // A substitution and an equal compound ("white paper", "whitepaper") have two texts, other pieces one.
+  const pieceElement = ([kind, text, other]) => {
+    if (kind === EQUAL && other === undefined) return document.createTextNode(text);
+    if (kind === EQUAL) {
+      const joined = make("span", "joined", text);
+      joined.title = `“${other}” was recognised, which the scoring rules take for the same`;
+      return joined;
+    }
     const element = make("span", "e " + ["", "sub", "del", "ins"][kind]);
     if (kind === SUBSTITUTE) {
-      element.title = `“${said}” was recognised as “${heard}”`;
-      element.append(make("del", "", said), make("ins", "", heard));
+      element.title = `“${text}” was recognised as “${other}”`;
+      element.append(make("del", "", text), make("ins", "", other));
     } else if (kind === DELETE) {
-      element.title = `“${said}” was left out`;
-      element.append(make("del", "", said));
+      element.title = `“${text}” was left out`;
+      element.append(make("del", "", text));
     } else {
-      element.title = `“${said}” was put in`;
-      element.append(make("ins", "", said));
+      element.title = `“${text}” was put in`;
+      element.append(make("ins", "", text));
     }
     return element;
   };
@@ -104,13 +110,8 @@
       if (index) line.append(" ");
       line.append(pieceElement(piece));
     });
-    if (!clip.pieces.length) line.append(make("span", "quiet", "nothing said, nothing recognised"));
+    if (!clip.pieces.length) line.append(make("span", "quiet", "no words in the reference, none recognised"));
     article.append(line);
-    const marked = clip.pieces.filter((piece) => piece[0] !== EQUAL).length;
-    if (marked !== clip.total) {
-      article.append(make("p", "quiet", `The scoring rules count ${clip.total} of the ${marked} words marked here ` +
-        "(they take a compound written as one word or as two for the same)."));
-    }
     if (clip.audio !== null) {
       const audio = make("audio");
       audio.controls = true;

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval_asr.report.labels import models, set_names
-from eval_asr.score import SetScore, composites
+from eval_asr.report.labels import run_labels, set_names
+from eval_asr.score import Composite, SetScore, composites
 
 NONE = "–"
 
 
 def set_rows(scores: Sequence[SetScore]) -> list[dict[str, str]]:
-    """One row a set."""
+    """One row a set; "part" says what is there of a set that was run in part."""
+    runs = run_labels(scores)
     return [
         {
             "set": name,
-            "model": score.name.model,
+            "part": score.part,
+            "run": runs[score.run],
             "wer": f"{score.wer:.2f}",
             "interval": f"{score.interval[0]:.2f}–{score.interval[1]:.2f}",
             "cer": f"{score.cer:.2f}",
@@ -34,19 +36,27 @@ def set_rows(scores: Sequence[SetScore]) -> list[dict[str, str]]:
 
 
 def mean_rows(scores: Sequence[SetScore]) -> list[dict[str, str]]:
-    """One row a model, where one of them ran on several sets; the label says on how many."""
-    sets = {model: [score for score in scores if score.name.model == model] for model in models(scores)}
-    if max(map(len, sets.values())) == 1:
+    """One row a run, where one of them is of several sets; the label says of how many, and how many of them in part."""
+    runs, means = run_labels(scores), composites(scores)
+    if max(mean.num_sets for mean in means.values()) == 1:
         return []
     return [
         {
-            "label": f"Mean of {len(sets[model])} sets" if len(sets[model]) > 1 else "One set only",
-            "model": model,
-            "wer": f"{whole.wer:.2f}",
-            "rtfx": speed(whole.rtfx),
+            "label": (f"Mean of {mean.num_sets} sets" if mean.num_sets > 1 else "One set only") + _in_part(mean),
+            "run": runs[run],
+            "wer": f"{mean.wer:.2f}",
+            "rtfx": speed(mean.rtfx),
         }
-        for model, whole in composites(scores).items()
+        for run, mean in means.items()
     ]
+
+
+def _in_part(mean: Composite) -> str:
+    if not mean.num_in_part:
+        return ""
+    if mean.num_sets == 1:
+        return ", in part"
+    return ", all in part" if mean.num_in_part == mean.num_sets else f", {mean.num_in_part} of them in part"
 
 
 def speed(rtfx: float | None) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from phi4mm.engine.constraint import Constraint
 from phi4mm.errors import CheckpointError, Phi4MMError, PromptError
 from phi4mm.inputs.tokenizer import Tokenizer
-from phi4mm.inputs.tools import callable_tools, must_call
+from phi4mm.inputs.tools import callable_tools, must_call, strict_names
 from phi4mm.output_format import map_schema
 from phi4mm.types import OutputFormat, Request
 
@@ -155,10 +155,11 @@ def _parts(request: Request) -> tuple[list[_Part], dict[str, Any], bool]:
     tools = callable_tools(request) if request.tools else {}
     if not tools:
         return parts, {"lark_grammar": "start: @output"}, False
-    calls = [
-        _Part(f"tools: the parameters of {name!r}", {"name": f"arguments_{number}", **_json_grammar(schema, "tools")})
-        for number, (name, schema) in enumerate(tools.items())
-    ]
+    strict = strict_names(request.tools)
+    calls = []
+    for number, (name, schema) in enumerate(tools.items()):
+        grammar = _json_grammar(schema, "tools", lenient=name not in strict)
+        calls.append(_Part(f"tools: the parameters of {name!r}", {"name": f"arguments_{number}", **grammar}))
     is_free_before = output is None and not must_call(request)
     starts = [f"{_CALL} calls {_END_CALL}"]
     if must_call(request):
@@ -189,14 +190,20 @@ def _output(output: OutputFormat) -> _Part:
     return _Part("json_schema", {"name": "output", **_json_grammar({} if schema is True else schema, "json_schema")})
 
 
-def _json_grammar(schema: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _json_grammar(schema: Mapping[str, Any], name: str, *, lenient: bool = False) -> dict[str, Any]:
     """A schema in llguidance's form; its own options for llguidance are dropped.
+
+    Args:
+        schema: a JSON schema.
+        name: what errors call it.
+        lenient: keywords that are not supported are passed over.
 
     Raises:
         PromptError: it cannot be written as JSON, or is nested too deeply.
     """
     try:
-        text = json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
+        options = {**_JSON_OPTIONS, "lenient": lenient, "coerce_one_of": lenient}
+        text = json.dumps({**schema, "x-guidance": options})
     except (TypeError, ValueError, RecursionError) as error:
         raise PromptError(f"{name}: it cannot be written as JSON ({error}); use plain values, lists, dicts") from error
     depth = deepest = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -113,7 +112,3 @@ def _reference(random: Random, depth: int) -> Any:
 
 def _some(random: Random, names: Sequence[str]) -> list[str]:
     return [name for name in names if random.random() < 0.6]
-
-
-def size(schema: Any) -> int:
-    return len(json.dumps(schema))

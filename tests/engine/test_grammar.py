@@ -155,7 +155,7 @@ def test_pydantic_models(tiny: Phi4MM) -> None:
         ({"grammar": "start: start"}, "no text fits the grammar"),
         ({"grammar": "start: <|no_token|>"}, "no control token <.no_token"),
         (
-            {"tools": [{"name": "f", "parameters": {"type": "object", "not": {}}}]},
+            {"tools": [{"name": "f", "strict": True, "parameters": {"type": "object", "not": {}}}]},
             "tools: the parameters of 'f': the keywords not are",
         ),
         ({"tools": TOOLS, "tool_choice": {"name": "go"}}, "tool_choice names 'go'; expected one of .*weather, stop"),

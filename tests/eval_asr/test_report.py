@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ pytest.importorskip("jinja2", reason="pip install 'phi4mm[eval]'")
 pytest.importorskip("matplotlib", reason="pip install 'phi4mm[eval]'")
 
 from eval_asr.__main__ import main
+from eval_asr.alignment import Piece, commonest_errors, plain_alignments
+from eval_asr.names import SetName
 from eval_asr.normalise import rules_for
 from eval_asr.report import html, plots, to_markdown, write_html, write_picture
-from eval_asr.report.alignment import Piece, align, commonest_errors
+from eval_asr.report.boards import boards
 from eval_asr.report.labels import in_order, set_labels
 from eval_asr.report.published import ENGLISH, MULTILINGUAL, PUBLISHED, PUBLISHED_MULTILINGUAL, leaderboard_set
-from eval_asr.results import Row, SetName
-from eval_asr.score import SetScore, score_rows
+from eval_asr.results import Row
+from eval_asr.score import SetScore, score_folder, score_rows
 
 HOSTILE = '</script><script>alert(1)</script> <img src=x onerror=alert(1)> <!-- "&amp;" \u2028'
 ROWS = (
@@ -79,7 +82,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
         (folder / one.name.file_name).write_text("".join(lines), "utf-8")
     (folder / ROWS[0].audio_filepath).write_bytes(b"RIFF")
     (folder / "pages").mkdir()
-    write_html(scores, folder / "pages" / "report.html", folder=folder)
+    write_html(score_folder(folder), folder / "pages" / "report.html")
     return Page((folder / "pages" / "report.html").read_text("utf-8"))
 
 
@@ -139,6 +142,54 @@ def test_published_means_are_the_means_of_their_sets(entry: Any) -> None:
         assert sum(entry.wer.values()) / len(entry.wer) == pytest.approx(entry.mean, abs=0.0051)
 
 
+def test_published_figures_stand_only_beside_the_same_sets_run_whole() -> None:
+    assert boards([score(), score(path="mine", name="ami")]) == []
+    whole = score(path=LEADERBOARD, name="ami")
+    [board] = boards([whole, score()])
+    assert [row.system for row in board.rows if row.ours] == ["m<i>, this report"]
+    assert boards([replace(whole, part="40 of 400 clips")]) == []
+
+
+def test_two_runs_of_one_model_are_told_apart(tmp_path: Path) -> None:
+    name = SetName("m", "corpus", "", "test").file_name
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("".join(row.to_json() + "\n" for row in ROWS), "utf-8")
+        (tmp_path / folder / ROWS[0].audio_filepath).write_bytes(b"RIFF")
+    write_html(score_folder(tmp_path), tmp_path / "page.html")
+    data = Page((tmp_path / "page.html").read_text("utf-8")).data
+    assert data["sets"] == ["corpus test · m (first)", "corpus test · m (second)"]
+    links = [clip["audio"] for clip in data["clips"] if clip["audio"]]
+    assert [link.split("/")[0] for link in links] == ["first", "second"]
+
+
+def test_a_part_of_a_file_is_linked_as_that_part(tmp_path: Path) -> None:
+    (tmp_path / "long.wav").write_bytes(b"RIFF")
+    names = ["long.wav#t=3,4.5", "long.wav#t=3,4.5#2", "long.wav#2", "other.wav#t=1"]
+    assert [html._audio_link(name, [tmp_path], tmp_path) for name in names] == [
+        "long.wav#t=3,4.5", "long.wav#t=3,4.5", "long.wav", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "words"),
+    [
+        ("--out", "", "is a folder; name a file in it"),
+        ("--out", "no/page.html", "there is no folder"),
+        ("--markdown", "/proc/table.md", "cannot be written"),
+        ("--picture", "wer.gif", "expected .png or .svg"),
+    ],
+)
+def test_files_that_cannot_be_written_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, file: str, words: str
+) -> None:
+    (tmp_path / SetName("m", "corpus", "", "test").file_name).write_text(ROWS[0].to_json() + "\n", "utf-8")
+    assert main(["report", str(tmp_path), option, str(tmp_path / file)]) == 1
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("path", "name", "split", "expected"),
     [
@@ -149,6 +200,7 @@ def test_published_means_are_the_means_of_their_sets(entry: Any) -> None:
         ("hf-audio/open-asr-leaderboard", "ami_cleaned", "test", None),  # corrected references are another set
         (LEADERBOARD, "ami", "validation", None),
         ("mine", "ami", "test", None),
+        ("not-open-asr-leaderboard-mine", "ami", "test", None),
     ],
 )
 def test_only_the_leaderboards_own_sets_are_compared(path: str, name: str, split: str, expected: str | None) -> None:
@@ -156,14 +208,13 @@ def test_only_the_leaderboards_own_sets_are_compared(path: str, name: str, split
 
 
 def test_alignment() -> None:
-    pieces = align(["a b c", "", "a b"], ["a x c d", "y", ""])
+    pieces = plain_alignments([("a b c", "a x c d"), ("", "y"), ("a b", "")])
     assert pieces == [
         (Piece("equal", "a", "a"), Piece("substitute", "b", "x"), Piece("equal", "c", "c"), Piece("insert", "", "d")),
         (Piece("insert", "", "y"),),
         (Piece("delete", "a", ""), Piece("delete", "b", "")),
     ]
     assert commonest_errors([*pieces, pieces[1]], 1) == [(Piece("insert", "", "y"), 2)]
-    assert align([], []) == []
 
 
 def test_pictures_are_one_element_each_and_take_the_pages_colour() -> None:
@@ -225,7 +276,7 @@ def test_clips_and_audio_are_counted_once_for_all_models() -> None:
     scores = [score("m"), score("n"), score("n", path="other")]
     tiles = {tile["label"]: tile["value"] for tile in html._tiles(scores)}
     seconds = 2 * sum(row.duration for row in ROWS)
-    assert (tiles["clips"], tiles["sets"], tiles["models"]) == ("10", "2", "2")
+    assert (tiles["clips"], tiles["sets"], tiles["runs"]) == ("10", "2", "2")
     assert tiles["audio"] == f"{seconds:.1f} s"
     assert set(tiles) >= {"WER, one set only, m", "WER, mean of 2 sets, n"}
     axes = plots.wer_by_length(scores).axes[0]
@@ -242,7 +293,7 @@ def test_folders_of_this_machine_stay_out_of_the_clips_names(tmp_path: Path) -> 
     """Names in a manifest may be absolute; what they have in common says nothing to a reader."""
     rows = [Row(str(tmp_path / name), 1.0, 0.1, "a", "a") for name in ("x/1.wav", "y/2.wav")]
     absolute = score_rows(rows, SetName("m", "d", "", "test"), rules_for("classic", "en", None))
-    text = html.render_html([absolute], tmp_path, {})
+    text = html.render_html([absolute], tmp_path)
     assert [clip["name"] for clip in Page(text).data["clips"]] == ["x/1.wav", "y/2.wav"]
     assert str(tmp_path) not in text
 

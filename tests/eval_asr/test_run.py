@@ -26,9 +26,10 @@ from eval_asr.clips import Clip
 from eval_asr.errors import ResultsError
 from eval_asr.progress import RunningScore
 from eval_asr.recognise import LazyRecogniser
-from eval_asr.results import Row, RowWriter, Timing, locked, read_rows, read_settings
+from eval_asr.records import Timing, read_settings
+from eval_asr.results import Row, RowWriter, locked, read_rows
 from eval_asr.run import RunOptions, RunSummary, in_batches, run_set, select
-from eval_asr.settings import prepare_settings, record_timing
+from eval_asr.settings import prepare_settings, record_end
 from eval_asr.sources import open_source
 from phi4mm.api import Phi4MM
 from phi4mm.checkpoint import save_checkpoint
@@ -225,7 +226,7 @@ def test_eight_corpora_share_one_recogniser(tmp_path: Path, monkeypatch: pytest.
     made_up = SimpleNamespace(perf_counter=lambda: now[0])
     monkeypatch.setattr("eval_asr.recognise.time", made_up)
     monkeypatch.setattr("eval_asr.run.time", made_up)
-    monkeypatch.setattr("eval_asr.__main__.load_recogniser", load)
+    monkeypatch.setattr("eval_asr.command.load_recogniser", load)
     names = [f"set{number}" for number in range(8)]
     manifests = [tmp_path / "out" / f"MODEL_phi4mm-bundled_DATASET_{name}__test.jsonl" for name in names]
     data = [argument for name in names for argument in ("--data", str(write_corpus(tmp_path / name, 4)))]
@@ -284,7 +285,7 @@ def test_settings_that_cannot_be_written_leave_the_old_ones(
 
     monkeypatch.setattr(Path, "write_text", full_disk)
     with pytest.raises(ResultsError, match=r"run\.json: cannot be written \(No space left on device\); make room"):
-        record_timing(manifest, Timing(1.0, 0.5, 0.4))
+        record_end(manifest, Timing(1.0, 0.5, 0.4), 12)
     assert read_settings(manifest) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["corpus", NAME.replace(".jsonl", ".run.json")])
 

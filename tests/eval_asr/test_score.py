@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from eval_asr.__main__ import main
+from eval_asr.alignment import Piece, compound_alignments, plain_alignments, word_errors
 from eval_asr.compare import compare, compare_scores
 from eval_asr.errors import ResultsError, ScoringError
-from eval_asr.normalise import classic_errors, english_normaliser, rules_for
+from eval_asr.names import Run, SetName, manifest_name, parse_manifest_name
+from eval_asr.normalise import english_normaliser, rules_for
 from eval_asr.progress import RunningScore
-from eval_asr.results import Row, SetName, manifest_name, parse_manifest_name
+from eval_asr.results import Row
 from eval_asr.score import SetScore, composites, join_chunks, score_folder, score_rows
 from eval_asr.statistics import bootstrap_interval, paired_bootstrap
 from eval_asr.word_errors import WordErrors
@@ -104,7 +106,7 @@ def test_normaliser_examples(text: str, normalised: str) -> None:
 def test_nothing_to_score() -> None:
     with pytest.raises(ScoringError, match="none of its 2 rows counts"):
         classic([("ignore_time_segment_in_scoring", "a"), ("(uh)", "b")])
-    assert classic_errors([]) == []
+    assert plain_alignments([]) == []
     assert WordErrors(insertions=2).wer == float("inf")
     assert WordErrors().wer == 0.0
 
@@ -118,27 +120,27 @@ def test_failed_rows_count_and_are_shown(tmp_path: Path, capsys: pytest.CaptureF
     assert score.rtfx == 4.0  # of the clips that were recognised
     assert main(["score", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    assert "1 clips failed and count as empty; the first, bad: AudioError: bad: is empty" in table
+    assert "1 clip failed and counts as empty; the first, bad: AudioError: bad: is empty" in table
     assert "classic: Whisper's English normaliser, jiwer" in table
 
 
 def test_sets_are_rounded_then_averaged_and_speeds_pooled(tmp_path: Path) -> None:
     third, seventh = [("a b c", "a b x")], [("a b c d e f g", "a b c d e f x")]
     write(tmp_path, manifest_name("org/m", "hub/d", "one", "test"), rows_of(third, duration=10.0, time=1.0))
-    write(tmp_path / "deeper", manifest_name("org/m", "hub/d", "two", "test"), rows_of(seventh, duration=2.0, time=2.0))
+    write(tmp_path, manifest_name("org/m", "hub/d", "two", "test"), rows_of(seventh, duration=2.0, time=2.0))
     scores = score_folder(tmp_path)
     assert [score.wer for score in scores] == [33.33, 14.29]
-    assert composites(scores)["org-m"].wer == (33.33 + 14.29) / 2
-    assert composites(scores)["org-m"].rtfx == 12.0 / 3.0
+    assert composites(scores)[Run("org-m", tmp_path)].wer == (33.33 + 14.29) / 2
+    assert composites(scores)[Run("org-m", tmp_path)].rtfx == 12.0 / 3.0
     write(tmp_path, manifest_name("org/m", "hub/d", "two", "other"), rows_of(third, time=0.0))
-    assert composites(score_folder(tmp_path))["org-m"].rtfx is None
+    assert composites(score_folder(tmp_path))[Run("org-m", tmp_path)].rtfx is None
 
 
 def test_parts_of_coraal_count_as_one_set(tmp_path: Path) -> None:
     for name, said in {"ATL": "a b", "DCA": "a x", "LES": "x y"}.items():
         write(tmp_path, manifest_name("m", "bezzam/coraal", name, "test"), rows_of([("a b", said)]))
     write(tmp_path, manifest_name("m", "hub/long", "earnings21", "test"), rows_of([("a b c d", "a b c x")]))
-    assert composites(score_folder(tmp_path))["m"].wer == (50.0 + 25.0) / 2
+    assert composites(score_folder(tmp_path))[Run("m", tmp_path)].wer == (50.0 + 25.0) / 2
 
 
 def test_a_number_beyond_python_stops_a_score_but_not_a_run(tmp_path: Path) -> None:
@@ -222,12 +224,84 @@ def test_2026_uses_the_clone_and_merges_compounds(tmp_path: Path, capsys: pytest
     assert "2026: the leaderboard's English normaliser, kaldialign" in capsys.readouterr().out
 
 
+@given(st.lists(st.sampled_from(["a", "b", "ab", "aba", "ba", "c"]), max_size=6).map(" ".join), st.data())
+def test_2026_aligns_and_counts_by_one_rule(reference: str, data: st.DataObject) -> None:
+    """The words shown are those counted: kaldialign's, with compounds merged."""
+    hypothesis = " ".join(data.draw(st.lists(st.sampled_from(["a", "b", "ab", "aba", "ba", "c"]), max_size=6)))
+    [pieces] = compound_alignments([(reference, hypothesis)])
+    errors = word_errors(pieces)
+    counted = kaldialign.edit_distance(reference.split(), hypothesis.split(), merge_compounds=True)
+    assert (errors.substitutions, errors.deletions, errors.insertions) == (
+        counted["sub"], counted["del"], counted["ins"],
+    )  # fmt: skip
+    assert " ".join(piece.reference for piece in pieces if piece.reference) == reference
+    assert " ".join(piece.hypothesis for piece in pieces if piece.hypothesis) == hypothesis
+
+
+def test_a_merged_compound_is_one_equal_piece() -> None:
+    assert compound_alignments([("the white paper came", "the whitepaper came in")]) == [
+        (
+            Piece("equal", "the", "the"),
+            Piece("equal", "white paper", "whitepaper"),
+            Piece("equal", "came", "came"),
+            Piece("insert", "", "in"),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "normalised"),
+    [
+        ("en", "The colour won't fade, um", "the color will not fade"),
+        ("EN-gb", "The colour won't fade, um", "the color will not fade"),
+        ("de", "Die Farbe [lacht] bleibt: groß!", "die farbe bleibt groß"),
+        ("zh", "你好，世界", "你 好 世 界"),
+    ],
+)
+def test_each_language_has_whispers_normaliser(language: str, text: str, normalised: str) -> None:
+    rules = rules_for("classic", language, None)
+    assert " ".join(rules.normalise(text).split()) == normalised
+    assert ("basic normaliser" in rules.title) == (language.lower()[:2] != "en")
+
+
+def test_a_language_for_scoring_wins_over_that_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "MODEL_m_DATASET_d__test.jsonl", rows_of([("won't", "will not")]))
+    assert [score_folder(tmp_path, language=code)[0].wer for code in ("en", "de")] == [0.0, 100.0]
+    assert main(["score", str(tmp_path), "--language", "de"]) == 0
+    assert "Whisper's basic normaliser (de)" in capsys.readouterr().out
+
+
+def test_folders_are_runs_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same set twice is not two sets, and one model's two runs are told apart."""
+    for folder, said in (("first", "a b"), ("second", "a x")):
+        for config in ("one", "two"):
+            write(tmp_path / folder, manifest_name("m", "d", config, "test"), rows_of([("a b", said)]))
+    means = composites(score_folder(tmp_path))
+    assert {run.folder.name: (mean.wer, mean.num_sets) for run, mean in means.items()} == {
+        "first": (0.0, 2), "second": (50.0, 2),
+    }  # fmt: skip
+    assert main(["score", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert "m (first), scored by" in table
+    assert "m (second), scored by" in table
+    assert "no mean is taken across folders" in table
+    assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
+    assert "d one test: m (first) 0.00 %, m (second) 50.00 % WER" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path), str(tmp_path / "second")]) == 1
+    assert "was run by m (first) and by m (second); name its folder or manifest" in capsys.readouterr().err
+
+
+def test_time_of_failures_counts_in_the_speed() -> None:
+    rows = [Row("a", 8.0, 1.0, "a", "a"), Row("b", 8.0, 3.0, "b", "", "RuntimeError: no")]
+    assert score_rows(rows, NAME, rules_for("classic", "en", None)).rtfx == 8.0 / 4.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--scoring", "2026"], "clone github.com/huggingface/open_asr_leaderboard"),
         (["--scoring", "2026", "--leaderboard", "."], "has no normalizer/data_utils.py"),
-        (["--language", "de"], "classic scoring is for English"),
+        (["--language", "german"], "expected a two-letter code"),
     ],
 )
 def test_rules_that_cannot_be_had(
@@ -256,7 +330,8 @@ def test_a_set_without_rows_yet_is_left_out_and_told(tmp_path: Path, capsys: pyt
     write(tmp_path, "MODEL_m_DATASET_e__test.jsonl", [])
     assert main(["score", str(tmp_path)]) == 0
     output = capsys.readouterr()
-    assert "mean of 1" in output.out
+    assert "d test" in output.out
+    assert "mean of" not in output.out
     assert output.err == "eval_asr: MODEL_m_DATASET_e__test.jsonl: has no rows yet; it is left out\n"
 
 
@@ -318,8 +393,8 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *folders]) == 0
     text = capsys.readouterr().out
     assert "difference -28.57" in text
-    assert "1 clips were run by one of them only" in text
-    assert "fewer errors in 1 clips, more in 1" in text
+    assert "1 clip was run by one of them only" in text
+    assert "fewer errors in 1 clip, more in 1" in text
     assert text.index("clip1") < text.index("clip0")
 
 

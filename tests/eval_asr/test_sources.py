@@ -64,6 +64,100 @@ def test_bad_manifest_lines_are_named(tmp_path: Path, line: str, words: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def nemo(folder: Path, *lines: dict[str, Any], ending: str = "\n", mark: bytes = b"") -> list[Clip]:
+    """The clips of a manifest."""
+    folder.mkdir(exist_ok=True)
+    text = ending.join(json.dumps(line) for line in lines) + ending
+    (folder / "nemo.json").write_bytes(mark + text.encode("utf-8"))
+    return clips_of(open_source(str(folder / "nemo.json")))
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Path:
+    """One file of ten seconds: the pitch of second n is that of word n."""
+    file = tmp_path / "steps.flac"
+    soundfile.write(file, np.concatenate([tone(index % 8, 1.0) for index in range(10)]), RATE)
+    return file
+
+
+def test_nemos_offset_and_duration_cut_the_clip(steps: Path, tmp_path: Path) -> None:
+    def part(offset: float, duration: float | None = None) -> dict[str, Any]:
+        values = {"audio_filepath": steps.name, "text": "a", "offset": offset, "duration": duration}
+        return {key: value for key, value in values.items() if value is not None}
+
+    clips = nemo(tmp_path, part(3.0, 1.0), part(3.25, 0.5), part(9), part(0, 2.5), part(3.0, 1.0))
+    assert [clip.audio_filepath for clip in clips] == [
+        "steps.flac#t=3,4", "steps.flac#t=3.25,3.75", "steps.flac#t=9", "steps.flac#t=0,2.5", "steps.flac#t=3,4#2",
+    ]  # fmt: skip
+    samples, _ = Clip("whole", "", steps).load(RATE)
+    for clip, (start, end) in zip(clips, [(3, 4), (3.25, 3.75), (9, 10), (0, 2.5), (3, 4)], strict=True):
+        found, duration = clip.load(RATE)
+        assert np.array_equal(found, samples[int(start * RATE) : int(end * RATE)])
+        assert duration == end - start
+
+
+def test_a_duration_alone_cuts_what_is_longer_by_more_than_rounding(steps: Path, tmp_path: Path) -> None:
+    lines = [{"audio_filepath": "steps.flac", "text": "a", "duration": seconds} for seconds in (4.0, 9.9, 12.0)]
+    assert [clip.load(RATE)[1] for clip in nemo(tmp_path, *lines)] == [4.0, 10.0, 10.0]
+
+
+@pytest.mark.parametrize(("offset", "duration"), [(10.0, 1.0), (40.0, None), (9.0, 3.0)])
+def test_a_part_that_the_file_has_not_is_an_error(
+    steps: Path, tmp_path: Path, offset: float, duration: float | None
+) -> None:
+    [clip] = nemo(tmp_path, {"audio_filepath": "steps.flac", "text": "a", "offset": offset, "duration": duration})
+    with pytest.raises(AudioError, match=r"is to be cut from .* s, but its file has 10\.00 s"):
+        clip.load(RATE)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n \n", "\r\n\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_nemos_lines_end_as_any_system_ends_them(tmp_path: Path, ending: str, mark: bytes) -> None:
+    lines = [{"audio_filepath": f"{index}.wav", "text": f"é\u2028{index}"} for index in range(3)]
+    clips = nemo(tmp_path, *lines, ending=ending, mark=mark)
+    assert [(clip.audio_filepath, clip.text) for clip in clips] == [(*line.values(),) for line in lines]
+
+
+def test_nemos_files_are_found(steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to the manifest or to the current folder, or absolute; so are the files of texts."""
+    folder = tmp_path / "lists"
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfspoken\r\nwords\n")
+    monkeypatch.chdir(tmp_path)
+    for audio, text in (
+        (str(steps), str(tmp_path / "text.txt")),
+        ("../steps.flac", "../text.txt"),
+        (steps.name, "text.txt"),
+    ):
+        [clip] = nemo(folder, {"audio_filepath": audio, "text_filepath": text})
+        assert clip.text == "spoken words"
+        assert clip.load(RATE)[1] == 10.0
+    with pytest.raises(SourceError, match=r"line 1 has the 'text_filepath' 'no\.txt', which cannot be read"):
+        nemo(folder, {"audio_filepath": "a.wav", "text_filepath": "no.txt"})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"audio_filepath": "a.wav", "text": "caf\xe9"}', r"line 1 is not UTF-8 text \(byte 41 is 0xe9\)"),
+        ('{"audio_filepath": "a.wav", "text": "a"}\n'.encode("utf-16"), "line 1 is not UTF-8 text"),
+        (b"PAR1 and so on", "is a parquet file; name its folder as .*::train"),
+        (b"[" * 100_000, "line 1 is JSON that is nested too deep"),
+        (b'[\n{"audio_filepath": "a.wav", "text": "a"}\n]', "all in one line"),
+        (b'{"audio_filepath": "a.wav", "text": "a", "duration": true}', "'duration' 'True', expected seconds"),
+        (b'{"audio_filepath": "a.wav", "text": "a", "offset": -1}', "'offset' '-1', expected seconds"),
+        (b'{"audio_filepath": "a.wav", "text": "a", "offset": NaN}', "'offset' 'nan', expected seconds"),
+        (b'{"audio_filepath": ["a.wav", "b.wav"], "text": "a"}', "has no string 'audio_filepath'"),
+        (b"\n \n", "has no clips"),
+    ],
+)
+def test_broken_manifests_are_one_short_line(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "broken.jsonl").write_bytes(content)
+    with pytest.raises(SourceError, match=words) as caught:
+        open_source(str(tmp_path / "broken.jsonl"))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
 def test_a_linked_manifest_goes_by_its_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its relative names are read from the link's folder, and that is what the results say."""
     manifest = write_corpus(tmp_path / "corpus", 2)
@@ -171,6 +265,34 @@ def test_hub(hub_folder: Path, tmp_path: Path, streaming: bool) -> None:
     assert summary.num_failed == 1
 
 
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("webm", "libopus")])
+def test_hub_audio_in_any_container(hub_folder: Path, tmp_path: Path, container: str, codec: str) -> None:
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=48000)
+        samples = (0.5 * np.sin(2 * np.pi * 400 * np.arange(48000) / 48000)).astype(np.float32)[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
+        frame.sample_rate = 48000
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            output.mux(packet)
+    cells = [{"bytes": buffer.getvalue(), "path": None}] * 3
+    features = datasets.Features({"audio": datasets.Audio(), "text": datasets.Value("string")})
+    table = pyarrow.table({"audio": cells, "text": ["four"] * 3}, features.arrow_schema)
+    parquet.write_table(table, hub_folder / "test-00000-of-00001.parquet")
+    summary = run_set(
+        LazyRecogniser(ToneRecogniser, warmup=0),
+        open_source(f"{hub_folder}::test"),
+        tmp_path / "rows.jsonl",
+        RunOptions(progress=False),
+    )
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert summary.num_failed == 0
+    assert [row.pred_text.split(" ")[0] for row in rows] == ["three"] * 3  # 400 Hz
+    assert all(abs(row.duration - 1.0) < 0.1 for row in rows)
+
+
 def test_hub_faults(hub_folder: Path) -> None:
     with pytest.raises(SourceError, match="cannot be loaded"):
         open_source(f"{hub_folder}::train")
@@ -211,7 +333,7 @@ def test_chunked_hub_set(hub_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert [row.pred_text.split(" ")[0] for row in rows] == ["one", "two"]
     parquet.write_table(pyarrow.table({**table, "parent_id": ["a", "c"]}), hub_folder / "test-00000-of-00001.parquet")
     with pytest.raises(SourceError, match=r"b0\.wav is of recording 'c'"):
-        clips_of(source)
+        clips_of(open_source(f"{chunked}::test"))
 
 
 def test_other_faults(tmp_path: Path) -> None:
