@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 # one line do not import each other.
 LAYERS = (
     ("eval_asr", "phi4mm.train"),
-    ("phi4mm.serve",),
-    ("phi4mm.__main__", "phi4mm.asr", "phi4mm.bench", "phi4mm.finetune"),
+    ("phi4mm.__main__", "phi4mm.asr", "phi4mm.bench", "phi4mm.finetune", "phi4mm.serve"),
+    ("phi4mm.ask",),
     ("phi4mm.cli",),
     ("phi4mm",),  # its __init__
     ("phi4mm.workers",),
@@ -29,8 +29,9 @@ LAYERS = (
     ("phi4mm.checkpoint", "phi4mm.inputs"),
     ("phi4mm.devices",),
     ("phi4mm.model",),
+    ("phi4mm.options",),
     ("phi4mm.types",),
-    ("phi4mm.content", "phi4mm.output_format"),
+    ("phi4mm.content", "phi4mm.output_format", "phi4mm.transcript"),
     ("phi4mm.validate",),
     ("phi4mm.environment", "phi4mm.errors", "phi4mm.files", "phi4mm.interrupts"),
 )

@@ -10,9 +10,9 @@ from typing import Any
 from phi4mm.asr.files import STANDARD_INPUT, Input, check_folder, duplicates, find_inputs, unreadable
 from phi4mm.asr.jobs import JobOptions, give_up, transcribe
 from phi4mm.asr.parser import COMMAND, PROGRAM, formats, make_parser, parse
-from phi4mm.asr.writers import Lines
 from phi4mm.cli import load_model, prepare_environment, report, write_out
 from phi4mm.errors import Phi4MMError, PromptError
+from phi4mm.transcription.writers import Lines
 from phi4mm.types import Request
 
 BUNDLED = (
@@ -115,7 +115,16 @@ def _speech_options(options: argparse.Namespace) -> dict[str, Any]:
         "vad": not options.no_vad,
         "word_timestamps": options.word_timestamps,
     }
-    names = ["max_piece", "min_silence", "vad_threshold", "batch_size", "max_new_tokens", "temperature", "seed"]
+    names = [
+        "track",
+        "max_piece",
+        "min_silence",
+        "vad_threshold",
+        "batch_size",
+        "max_new_tokens",
+        "temperature",
+        "seed",
+    ]
     names += ["temperature_increment", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold"]
     return {**speech, **{name: getattr(options, name) for name in names if getattr(options, name) is not None}}
 
