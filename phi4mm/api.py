@@ -21,6 +21,7 @@ from phi4mm.devices import DeviceInfo, describe, prepare, resolve_device
 from phi4mm.engine.client import Client
 from phi4mm.engine.core import Core
 from phi4mm.engine.encoders import Encoders
+from phi4mm.engine.engine import EngineStats
 from phi4mm.engine.handle import Handle
 from phi4mm.engine.memory import cache_tokens
 from phi4mm.engine.merge import MergedLinear, unmerge
@@ -37,9 +38,10 @@ from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.loading import load
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.options import ChatOptions, DecodingOptions
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
-from phi4mm.types import ChatOptions, DecodingOptions, Reply, Request, Segment, Transcript
+from phi4mm.types import Reply, Request, Segment, Transcript
 from phi4mm.validate import (
     check_bool,
     check_choice,
@@ -251,11 +253,22 @@ class Phi4MM:
                 f"{os.fspath(folder)}: cannot be written ({error.strerror or error}); choose another folder"
             ) from error
 
-    def submit(self, request: AnyRequest) -> Handle:
+    def stats(self) -> EngineStats:
+        """How many rows run and wait, and how much of the KV cache is in use, as of the engine's last step.
+
+        Raises:
+            ClosedError: the model is closed.
+        """
+        self._client.engine.check_open()
+        return self._client.engine.stats
+
+    def submit(self, request: AnyRequest, row: Row | None = None) -> Handle:
         """Queue a request, from any thread or event loop.
 
         Args:
             request: a request, a mapping with its fields, or a list of messages.
+            row: its prompt, where ``processor.row`` has made it already, or token ids of the caller's own; by default
+                it is made in another thread.
 
         Returns:
             A handle: iterate it (``for`` or ``async for``) for the pieces of the text, call ``result()`` or ``await``
@@ -265,7 +278,8 @@ class Phi4MM:
             PromptError: an option or the prompt is bad.
             ClosedError: the model is closed.
         """
-        return self._client.submit(Request.of(request))
+        made = Request.of(request)
+        return self._client.submit(made) if row is None else self._client.submit_row(made, row)
 
     def chat(self, text: Text = "", **options: Unpack[ChatOptions]) -> Reply:
         """Answer one request.

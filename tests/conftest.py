@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from phi4mm.api import Phi4MM
 from phi4mm.engine.options import EngineOptions
 from phi4mm.model.config import AdapterConfig, DecoderConfig, Phi4MMConfig, SpeechConfig, VisionConfig
 from phi4mm.model.phi4mm import Phi4MMModel
+
+settings.register_profile("thorough", max_examples=1000, deadline=None)  # --hypothesis-profile=thorough
 
 CONTROL_TOKENS = (
     "<|endoftext|>", "<|endoftext10|>", "<|endoftext11|>", "<|endofprompt|>", "<|assistant|>", "<|end|>",
