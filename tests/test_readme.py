@@ -54,7 +54,7 @@ def test_shell_commands_take_the_options_that_they_show(page: str) -> None:
     for program, rest in COMMAND.findall(PAGES[page].replace("\\\n", " ")):
         if program in PARSERS:
             words = shlex.split(rest, comments=True)
-            until = next((at for at, word in enumerate(words) if word in (">", "|", "&&")), len(words))
+            until = next((at for at, word in enumerate(words) if word in (">", "|", "&", "&&")), len(words))
             if not {"--help", "--version"} & {*words}:
                 import_module(PARSERS[program]).make_parser().parse_args(words[:until])
 
