@@ -46,7 +46,7 @@ _TAIL = """\
    estimates.
 5. `--word-timestamps` estimates when each word is said. What the decoder attends to while it writes a word lies at the
    word's middle. Between the middles of two words the longest span that is quiet beside both is taken for the pause
-   between them; without one, they meet where it is quietest. `adapters/speech/README.md` has the error on clips of
+   between them; without one, they meet where it is quietest. `assets/README.md` has the error on clips of
    known timing; where words run into one another it is larger.
 
 Measured with the bundled checkpoint on 30 minutes and more made of held-out clips, 1.2 to 3 s of pause between them
