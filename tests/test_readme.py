@@ -24,7 +24,7 @@ EXAMPLES = [
 ]
 SAID = re.compile(r"# -> (.+)$", re.MULTILINE)
 PARSERS = {  # of the commands
-    "phi4mm": "phi4mm.__main__",
+    "phi4mm": "phi4mm.ask",
     "phi4mm.asr": "phi4mm.asr.parser",
     "phi4mm.bench": "phi4mm.bench.__main__",
     "phi4mm.serve": "phi4mm.serve.parser",
