@@ -63,7 +63,9 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         metavar="START-END",
         help="this part of each file alone, in seconds or MM:SS: 1.5-3, 1:30-, -10; times stay those of the file",
     )
-    group.add_argument("--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (phi4mm[mic])")
+    group.add_argument(
+        "--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (pip install '.[mic]')"
+    )
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +106,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stream", action="store_true", help="print words as they are decoded (nothing is retried)")
     group.add_argument("--quiet", action="store_true", help="no progress, which is shown only on a terminal anyway")
     group.add_argument(
-        "--completion", choices=("bash", "zsh", "tcsh"), help="print a completion script (phi4mm[completion])"
+        "--completion", choices=("bash", "zsh", "tcsh"), help="print a completion script (pip install '.[completion]')"
     )
 
 
