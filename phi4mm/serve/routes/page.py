@@ -11,7 +11,6 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -64,14 +63,13 @@ async def page(request: Request) -> Response:
 @router.get("/static/samples/index.json")
 async def sample_list(request: Request) -> Response:
     """``{"samples": [...]}``: what ``assets/samples`` has, if it goes with the model that is served."""
-    return JSONResponse({"samples": list(_samples(service_of(request)).values())}, headers=HEADERS)
+    return JSONResponse({"samples": _samples(service_of(request))}, headers=HEADERS)
 
 
 @router.get("/static/samples/{name}")
 async def sample(request: Request, name: str) -> Response:
     """One of the bundled recordings and pictures."""
-    samples = _samples(service_of(request))
-    if name not in {file for one in samples.values() for file in (one.get("audio"), one.get("image"))}:
+    if not any(name in (one["image"], one["audio"]) for one in _samples(service_of(request))):
         raise _missing()
     return FileResponse(locate(None).folder / "samples" / name, headers=HEADERS)
 
@@ -92,28 +90,19 @@ def _response(request: Request, file: PageFile) -> Response:
     return Response(file.content, headers=headers, media_type=file.media_type)
 
 
-def _samples(service: Service) -> dict[str, dict[str, Any]]:
-    """Samples with their ``audio``, ``image`` and ``question``; none where another checkpoint is served."""
-    return _bundled_samples() if service.options.model.source is None else {}
+def _samples(service: Service) -> list[dict[str, str | None]]:
+    """Samples with their ``image``, ``audio`` and ``question``; none where another checkpoint is served."""
+    return _bundled_samples() if service.options.model.source is None else []
 
 
 @cache
-def _bundled_samples() -> dict[str, dict[str, Any]]:
-    """By what they are made of."""
+def _bundled_samples() -> list[dict[str, str | None]]:
     folder = locate(None).folder / "samples"
-    samples: dict[str, dict[str, Any]] = {}
+    rows: list[dict[str, str]] = []
     for name in ("pictures.jsonl", "manifest.jsonl"):
-        if not (folder / name).is_file():
-            continue
-        for line in (folder / name).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            found = {
-                "image": row.get("image_filepath"),
-                "audio": row.get("audio_filepath"),
-                "question": row.get("question"),
-            }
-            samples[json.dumps(found)] = found
-    return samples
+        rows += map(json.loads, (folder / name).read_text(encoding="utf-8").splitlines())
+    names = {"image": "image_filepath", "audio": "audio_filepath", "question": "question"}
+    return [{ours: row.get(theirs) for ours, theirs in names.items()} for row in rows]
 
 
 def _missing() -> ApiError:
