@@ -6,22 +6,18 @@ import { byId, toast } from "./dom.js";
 const EXTRA = new Set(["top_k", "min_p", "repetition_penalty", "regex", "grammar", "adapter"]); // not in OpenAI's client
 let shown = { curl: "", python: "" };
 
-/** A request's body in which files stand for their content: `{base64: file name}`. */
+/** A request's body in which the names of files, in their order, stand for the files' content. */
 function withFiles(body, names) {
   let next = 0;
-  const seen = new Map(); // by content: history repeats it
-  const named = (data) => {
-    if (!seen.has(data)) seen.set(data, names[next++] ?? "file");
-    return seen.get(data);
-  };
+  const named = (before) => ({ before, file: names[next++] ?? "file" });
   const messages = body.messages.map((message) => {
     if (!Array.isArray(message.content)) return message;
     const content = message.content.map((part) => {
       if (part.type === "image_url") {
-        const [head, data] = part.image_url.url.split(",");
-        return { ...part, image_url: { url: { before: `${head},`, file: named(data) } } };
+        const head = part.image_url.url.slice(0, part.image_url.url.indexOf(",") + 1);
+        return { ...part, image_url: { url: named(head) } };
       }
-      if (part.type === "input_audio") return { ...part, input_audio: { ...part.input_audio, data: { before: "", file: named(part.input_audio.data) } } };
+      if (part.type === "input_audio") return { ...part, input_audio: { ...part.input_audio, data: named("") } };
       return part;
     });
     return { ...message, content };

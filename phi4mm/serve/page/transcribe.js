@@ -1,0 +1,150 @@
+// Transcription: one file with its word times, or several as a table.
+
+import { call } from "./api.js";
+import { duration } from "./answer.js";
+import { modelFields, sampleFile } from "./chat.js";
+import { showCode, transcriptionCode } from "./code.js";
+import { announce, byId, clock, download, el, isAbort, toast } from "./dom.js";
+import { kindOf, pathOf } from "./media.js";
+import { recordButton } from "./recorder.js";
+import { csv } from "./subtitles.js";
+import { sheet } from "./transcript.js";
+
+const AT_ONCE = 2; // files of a table that are sent together
+let running = null;
+let results = []; // of the table: {file, result?, error?}
+
+export function startTranscribe() {
+  byId("choose-audio").addEventListener("click", () => byId("audio-files").click());
+  byId("choose-folder").addEventListener("click", () => byId("audio-folder").click());
+  for (const id of ["audio-files", "audio-folder"]) {
+    byId(id).addEventListener("change", ({ target }) => (transcribe([...target.files]), (target.value = "")));
+  }
+  recordButton(byId("record-audio"), byId("recording-audio"), (file) => transcribe([file]), toast);
+  byId("batch-stop").addEventListener("click", stopTranscription);
+  byId("batch-csv").addEventListener("click", () => {
+    const rows = results.map(({ file, result, error }) => [pathOf(file), result?.duration?.toFixed(2), result?.text, error]);
+    download("transcripts.csv", csv([["file", "seconds", "text", "error"], ...rows]), "text/csv");
+  });
+}
+
+export function showAudioSamples(samples) {
+  const names = samples.filter((one) => one.audio && !one.image).map((one) => one.audio);
+  const chips = names.slice(0, 4).map((name) => el("button", { type: "button", onclick: async () => transcribe([await sampleFile(name)]) }, name));
+  byId("audio-samples").replaceChildren(...chips);
+  byId("audio-samples").hidden = !chips.length;
+}
+
+export function stopTranscription() {
+  if (!running) return false;
+  running.abort();
+  return true;
+}
+
+/** Transcribe what of these is audio. */
+export async function transcribe(files) {
+  const audio = files.filter((file) => kindOf(file) === "audio");
+  if (!audio.length) return toast(files.length ? "There is no audio among these files." : "There is no file.");
+  if (audio.length < files.length) toast(`${files.length - audio.length} of ${files.length} files are not audio and are left out.`);
+  stopTranscription();
+  const mine = (running = new AbortController());
+  byId("transcribe").classList.add("done");
+  byId("transcript").replaceChildren();
+  try {
+    await (audio.length === 1 ? one(audio[0], mine.signal) : several(audio, mine.signal));
+  } finally {
+    if (running === mine) running = null;
+  }
+  return undefined;
+}
+
+function fieldsOf(file) {
+  const fields = [["file", file]];
+  const model = modelFields().model;
+  if (model) fields.push(["model", model]);
+  const language = byId("language").value.trim();
+  if (language) fields.push(["language", language]);
+  for (const keyword of byId("keywords").value.split(",")) if (keyword.trim()) fields.push(["keywords[]", keyword.trim()]);
+  if (byId("speakers").checked) return [...fields, ["response_format", "diarized_json"]];
+  return [...fields, ["response_format", "verbose_json"], ["timestamp_granularities[]", "word"], ["timestamp_granularities[]", "segment"]];
+}
+
+/** The server's object, with the seconds that it took as `took`. */
+async function ask(task, fields, signal) {
+  const form = new FormData();
+  for (const [name, value] of fields) form.append(name, value);
+  const began = performance.now();
+  const result = await (await call(`v1/audio/${task}`, { form, signal })).json();
+  return { ...result, took: (performance.now() - began) / 1000 };
+}
+
+async function one(file, signal) {
+  const [task, fields] = [byId("task").value, fieldsOf(file)];
+  byId("batch").hidden = true;
+  const cancel = el("button", { type: "button", className: "quiet", onclick: stopTranscription }, "Stop");
+  byId("progress").replaceChildren(el("span", {}, `Transcribing ${file.name}`), cancel);
+  try {
+    const result = await ask(task, fields, signal);
+    byId("transcript").replaceChildren(sheet(file, result, factsOf(result), () => showCode(transcriptionCode(task, fields, file.name))));
+    announce("The transcript is complete.");
+  } catch (error) {
+    if (isAbort(error)) byId("transcript").replaceChildren(el("p", { className: "muted" }, "Stopped."));
+    else byId("transcript").replaceChildren(el("div", { className: "problem", role: "alert" }, el("span", {}, error.message), el("button", { type: "button", onclick: () => transcribe([file]) }, "Try again")));
+  } finally {
+    byId("progress").replaceChildren();
+  }
+}
+
+function factsOf({ duration: length, took }) {
+  if (!length) return duration(took);
+  return `${duration(length)} of audio in ${duration(took)}, ${(length / took).toFixed(length / took < 10 ? 1 : 0)} × real time`;
+}
+
+async function several(files, signal) {
+  const task = byId("task").value;
+  results = files.map((file) => ({ file }));
+  const rows = results.map((entry) => row(entry));
+  byId("batch-rows").replaceChildren(...rows.map((shown) => shown.element));
+  byId("batch").hidden = false;
+  byId("batch-stop").hidden = false;
+  let [next, finished] = [0, 0];
+  const worker = async () => {
+    while (next < files.length && !signal.aborted) {
+      const index = next++;
+      const entry = results[index];
+      rows[index].show("Transcribing");
+      try {
+        entry.result = await ask(task, fieldsOf(entry.file), signal);
+      } catch (error) {
+        entry.error = isAbort(error) ? "stopped" : error.message;
+      }
+      rows[index].show();
+      byId("progress").textContent = `${++finished} of ${files.length} files`;
+    }
+  };
+  byId("progress").textContent = `0 of ${files.length} files`;
+  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  if (signal.aborted && byId("batch-rows").firstChild !== rows[0].element) return; // another table stands there now
+  byId("batch-stop").hidden = true;
+  byId("progress").textContent = "";
+  announce(`${results.filter((entry) => entry.result).length} of ${files.length} files are transcribed.`);
+}
+
+function row(entry) {
+  const length = el("td", { className: "number" });
+  const text = el("td", { className: "muted" }, "Waiting");
+  const name = el("td", {}, pathOf(entry.file));
+  const open = () => {
+    byId("transcript").replaceChildren(sheet(entry.file, entry.result, factsOf(entry.result), () => showCode(transcriptionCode(byId("task").value, fieldsOf(entry.file), entry.file.name))));
+    byId("transcript").scrollIntoView({ block: "nearest" });
+  };
+  const show = (state) => {
+    if (state) return void (text.textContent = state);
+    text.className = entry.error ? "error" : "";
+    text.textContent = entry.error ?? entry.result.text;
+    if (!entry.result) return undefined;
+    length.textContent = entry.result.duration ? clock(entry.result.duration) : "";
+    return name.replaceChildren(el("button", { type: "button", className: "quiet", onclick: open }, pathOf(entry.file)));
+  };
+  return { element: el("tr", {}, name, length, text), show };
+}
