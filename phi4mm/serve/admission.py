@@ -33,6 +33,20 @@ class Ticket:
             ApiError: there is no room for it (429), now (503, while the server drains), or ever (413).
         """
         self._admission.check(rows, prompt_tokens, media_seconds, nbytes)
+        self._add(rows, prompt_tokens, media_seconds, nbytes)
+
+    def try_take(self, *, rows: int = 0, media_seconds: float = 0.0, nbytes: int = 0) -> bool:
+        """Take more if there is room for it, which is returned: for parts of a request that can wait."""
+        if self._admission.lacks(rows, 0, media_seconds, nbytes) is not None:
+            return False
+        self._add(rows, 0, media_seconds, nbytes)
+        return True
+
+    def give(self, *, rows: int = 0, media_seconds: float = 0.0, nbytes: int = 0) -> None:
+        """Give back of what was taken, before the request ends."""
+        self._add(-rows, 0, -media_seconds, -nbytes)
+
+    def _add(self, rows: int, prompt_tokens: int, media_seconds: float, nbytes: int) -> None:
         self.rows += rows
         self.prompt_tokens += prompt_tokens
         self.media_seconds += media_seconds
@@ -93,15 +107,23 @@ class Admission:
                 self._idle.set()
 
     def check(self, rows: int, prompt_tokens: int, media_seconds: float, nbytes: int) -> None:
-        """Whether there is room for so much more."""
+        """Refuse so much more where there is no room for it."""
+        reason = self.lacks(rows, prompt_tokens, media_seconds, nbytes)
+        if reason is None:
+            return
+        more = {"rows": rows, "prompt_tokens": prompt_tokens, "media_seconds": media_seconds, "memory": nbytes}[reason]
+        room, _ = self._room[reason]
+        if more > room:
+            raise ApiError(413, f"the request needs {more:g} {reason}; this server has room for {room:g}")
+        raise self._refused(reason, 429, f"the server is busy ({reason}); try again later")
+
+    def lacks(self, rows: int, prompt_tokens: int, media_seconds: float, nbytes: int) -> str | None:
+        """What there is no room for, if so much more were taken."""
         more = {"rows": rows, "prompt_tokens": prompt_tokens, "media_seconds": media_seconds, "memory": nbytes}
         for reason, (room, of) in self._room.items():
-            if not more[reason]:
-                continue
-            if more[reason] > room:
-                raise ApiError(413, f"the request needs {more[reason]:g} {reason}; this server has room for {room:g}")
-            if sum(map(of, self._tickets)) + more[reason] > room:
-                raise self._refused(reason, 429, f"the server is busy ({reason}); try again later")
+            if more[reason] and sum(map(of, self._tickets)) + more[reason] > room:
+                return reason
+        return None
 
     async def idle(self) -> None:
         """Wait until no request is left."""
