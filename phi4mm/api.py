@@ -16,6 +16,7 @@ import torch
 
 from phi4mm.adapters import Adapters
 from phi4mm.checkpoint import save_checkpoint
+from phi4mm.content import Content
 from phi4mm.devices import DeviceInfo, describe, prepare, resolve_device
 from phi4mm.engine.client import Client
 from phi4mm.engine.core import Core
@@ -29,19 +30,33 @@ from phi4mm.engine.prepack import PrepackedLinear
 from phi4mm.engine.quantize import QuantizedLinear
 from phi4mm.engine.runner import MakeRunner, ModelRunner
 from phi4mm.engine.threads import plan_threads, tower_thread
-from phi4mm.errors import BatchError, Phi4MMError
+from phi4mm.errors import BatchError, CheckpointError, Phi4MMError, PromptError
 from phi4mm.inputs.audio import load_audio, stream_audio
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.prompt import speech_prompt
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.loading import load
+from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
 from phi4mm.types import ChatOptions, DecodingOptions, Reply, Request, Segment, Transcript
-from phi4mm.validate import check_known, check_sequence, check_whole
+from phi4mm.validate import (
+    check_bool,
+    check_choice,
+    check_known,
+    check_path,
+    check_sequence,
+    check_text,
+    check_whole,
+    is_whole,
+    wrong,
+)
 
 _Result = TypeVar("_Result")
+
+Text = Content | Sequence[Mapping[str, Any]]  # the user's text, or a list of messages
+AnyRequest = Request | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 class Phi4MM:
@@ -134,11 +149,25 @@ class Phi4MM:
             max_rows: the most rows that are decoded together.
             options: all bounds of the engine, instead of the two before.
 
+        A checkpoint in transformers' layout that lacks the folder of an adapter gives a ``UserWarning`` that names it:
+        until such an adapter is loaded, images and audio are answered with ``adapter=None`` (the bare decoder) alone.
+
         Raises:
             CheckpointError: the checkpoint is not available, or its files are wrong.
             Phi4MMError: the device, dtype, quantisation or adapter to merge is not available.
         """
         merge, prepack = _renamed(deprecated, merge, prepack)
+        check_path("source", source, or_none=True)
+        check_choice("quantize", quantize, ("int8", "int4"), or_none=True)
+        check_text("merge", merge, or_none=True)
+        check_text("revision", revision, or_none=True)
+        check_bool("compile", compile)
+        if not isinstance(prepack, str) or prepack != "auto":
+            check_bool("prepack", prepack)
+        if options is not None and not isinstance(options, EngineOptions):
+            raise wrong("options", options, "EngineOptions or None")
+        if options is not None and (cache_tokens is not None or max_rows != EngineOptions.max_rows):
+            raise PromptError("options= holds cache_tokens and max_rows too; set them there alone")
         if compile and (quantize is not None or prepack is True):
             other = f"quantize={quantize!r}" if quantize is not None else "prepack=True"
             raise Phi4MMError(f"{other} and compile=True do not go together; leave out all but one")
@@ -157,6 +186,21 @@ class Phi4MM:
 
         make_runner = fastest_runner(where, bounds.max_rows, compiled=compile, quantized=quantize is not None)
         return cls(loaded.model, loaded.tokenizer_file, options=bounds, make_runner=make_runner, info=loaded.info)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def config(self) -> Phi4MMConfig:
+        """Every size of the model, and the adapters that are loaded now."""
+        return self.model.config
+
+    def __repr__(self) -> str:
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        adapters = ", ".join(self.adapters.names) or "none"
+        return f"<Phi4MM, {millions:,.1f} M parameters, adapters: {adapters}, {self.device_info}>"
 
     def close(self) -> None:
         """End the engine. Each request that has not ended fails with a ``ClosedError``, as do later ones."""
@@ -194,11 +238,19 @@ class Phi4MM:
         """Write the model, its adapters and tokenizer to a new folder, in our layout or in transformers'.
 
         Raises:
-            Phi4MMError: the model is quantised, merged or prepacked.
+            Phi4MMError: the model is quantised, merged or prepacked, the folder holds something or cannot be written,
+                or the layout is not known.
         """
+        check_path("folder", folder)
+        check_choice("layout", layout, ("phi4mm", "transformers"))
         if any(isinstance(module, QuantizedLinear | MergedLinear | PrepackedLinear) for module in self.model.modules()):
             raise Phi4MMError("only plain weights can be saved; load the model without quantize=, merge= and prepack=")
-        return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
+        try:
+            return save_checkpoint(self.model, folder, tokenizer_file=self.tokenizer_file, layout=layout)
+        except OSError as error:
+            raise CheckpointError(
+                f"{os.fspath(folder)}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from error
 
     def stats(self) -> EngineStats:
         """How many rows run and wait, and how much of the KV cache is in use, as of the engine's last step.
@@ -209,11 +261,11 @@ class Phi4MM:
         self._client.engine.check_open()
         return self._client.engine.stats
 
-    def submit(self, request: Request | Mapping[str, Any], row: Row | None = None) -> Handle:
+    def submit(self, request: AnyRequest, row: Row | None = None) -> Handle:
         """Queue a request, from any thread or event loop.
 
         Args:
-            request: a request, or a mapping with its fields.
+            request: a request, a mapping with its fields, or a list of messages.
             row: its prompt, where ``processor.row`` has made it already, or token ids of the caller's own; by default
                 it is made in another thread.
 
@@ -228,11 +280,13 @@ class Phi4MM:
         made = Request.of(request)
         return self._client.submit(made) if row is None else self._client.submit_row(made, row)
 
-    def chat(self, text: str = "", **options: Unpack[ChatOptions]) -> Reply:
+    def chat(self, text: Text = "", **options: Unpack[ChatOptions]) -> Reply:
         """Answer one request.
 
         Args:
-            text: the user's text.
+            text: the user's text; or a list of messages as chat templates take them, with the system message, earlier
+                turns and media in it: ``[{"role": "user", "content": [{"type": "image", "image": "cat.png"},
+                {"type": "text", "text": "What is it?"}]}]`` (``Request.make``).
             **options: any other field of ``Request`` (images, audios, system, history, tools, adapter, ...) and of
                 ``SamplingParams`` (max_new_tokens, temperature, top_p, stop, seed, ...); and what the text must be:
                 ``response_format`` (a Pydantic model class, a JSON schema or OpenAI's form), ``regex`` or ``grammar``
@@ -241,16 +295,20 @@ class Phi4MM:
         Raises:
             Phi4MMError: an input or option is bad.
         """
-        request = Request.make(text, **options)
-        handle = self._client.submit_row(request, self.processor.row(request))
+        handle = self._begin(Request.make(text, **options))
         with cancelled_if_interrupted(handle):
             return handle.result()
 
-    def chat_batch(self, requests: Sequence[Request | Mapping[str, Any]], *, batch_size: int = 16) -> list[Reply]:
-        """Answer many requests, of any mixture of modalities; each is answered as it would be alone.
+    def _begin(self, request: Request) -> Handle:
+        self._client.check(request)
+        return self._client.submit_row(request, self.processor.row(request))
+
+    def chat_batch(self, requests: Sequence[AnyRequest], *, batch_size: int = 16) -> list[Reply]:
+        """Answer many requests, of any mixture of modalities; each is answered as it would be alone (one that is
+        sampled, in float32: see ``SamplingParams.seed``).
 
         Args:
-            requests: requests, or mappings with the fields of ``Request`` and ``SamplingParams``.
+            requests: requests, mappings with the fields of ``Request`` and ``SamplingParams``, or lists of messages.
             batch_size: the most rows of this call that are decoded together.
 
         Returns:
@@ -274,13 +332,12 @@ class Phi4MM:
         reads = [partial(read, one) for one in made]
         return _all_or_errors(self._client.results(reads, batch_size=batch_size, choices=choices))
 
-    def stream(self, text: str = "", **options: Unpack[ChatOptions]) -> Iterator[str]:
+    def stream(self, text: Text = "", **options: Unpack[ChatOptions]) -> Iterator[str]:
         """Answer one request piece by piece; the pieces together are ``chat``'s text. Arguments as ``chat``.
 
         A bad input raises here, before the first piece. Closing the iterator ends the request.
         """
-        request = Request.make(text, **options)
-        handle = self._client.submit_row(request, self.processor.row(request))
+        handle = self._begin(Request.make(text, **options))
 
         def pieces() -> Iterator[str]:
             try:
@@ -303,13 +360,14 @@ class Phi4MM:
         """Transcribe audio of any length: speech is found, cut at silences and decoded piece by piece.
 
         Args:
-            audio: a path, bytes, an open binary file, or ``(samples, sampling_rate)`` with samples in [-1, 1].
+            audio: a path, bytes, an open binary file, ``(samples, sampling_rate)`` with samples in [-1, 1], or a row of
+                ``datasets`` (``{"array": ..., "sampling_rate": ...}``).
             task: "transcribe", "translate", "transcribe_translate" or "summarize".
             to: the language to translate to, in English ("German").
             prompt: your own wording, instead of the task's.
             hotwords: names and terms that may occur; the prompt lists them.
-            **options: the fields of ``SpeechOptions`` (vad, channel, max_piece, ...), adapter, and those of
-                ``SamplingParams``.
+            **options: the fields of ``SpeechOptions`` (vad, channel, track, max_piece, ...), adapter, and those of
+                ``SamplingParams`` but for n and logprobs, which a transcript has no place for.
 
         Raises:
             AudioError: the audio cannot be read.
@@ -333,9 +391,11 @@ class Phi4MM:
         an iterator of its consecutive parts, each ``(samples, sampling_rate)``, best with ``batch_size=1``. An option
         that is out of range raises here; audio that cannot be read, when the segment is asked for that meets it.
         """
+        text = speech_prompt(task, to, prompt=prompt, hotwords=hotwords)
         speech, decoding = SpeechOptions.split(options, task=task)
-        request = Request.make(speech_prompt(task, to, prompt=prompt, hotwords=hotwords), **decoding)
-        return Transcription(self._client, stream_audio(audio, channel=speech.channel), request, speech)
+        request = _speech_request(text, decoding)
+        waveforms = stream_audio(audio, channel=speech.channel, track=speech.track)
+        return Transcription(self._client, waveforms, request, speech)
 
     def transcribe_batch(
         self,
@@ -344,6 +404,7 @@ class Phi4MM:
         task: str = "transcribe",
         to: str | None = None,
         prompt: str | None = None,
+        hotwords: Sequence[str] = (),
         batch_size: int = 16,
         **options: Unpack[DecodingOptions],
     ) -> list[Transcript]:
@@ -356,8 +417,11 @@ class Phi4MM:
             PromptError: an option is bad.
         """
         check_whole("batch_size", batch_size, 1)
+        if isinstance(audios, tuple) and len(audios) == 2 and is_whole(audios[1]):
+            raise PromptError("audios is one (samples, sampling_rate); expected a list of audios: put it into a list")
+        check_sequence("audios", audios, "audios, even for a single one")
         check_known(options, DecodingOptions.__annotations__)
-        request = Request.make(speech_prompt(task, to, prompt=prompt), **options)
+        request = _speech_request(speech_prompt(task, to, prompt=prompt, hotwords=hotwords), options)
         durations: dict[int, float] = {}
 
         def read(index: int) -> tuple[Request, Row]:
@@ -385,7 +449,21 @@ def cancelled_if_interrupted(handle: Handle) -> Iterator[None]:
         raise
 
 
-def _made(request: Request | Mapping[str, Any]) -> Request | Phi4MMError:
+def _speech_request(text: Content, options: Mapping[str, Any]) -> Request:
+    """The request of a transcription, whose audio is filled in later.
+
+    Raises:
+        PromptError: an option is bad, or asks for what a transcript cannot hold.
+    """
+    request = Request.make(text, **options)
+    if request.sampling.n != 1:
+        raise wrong("n", request.sampling.n, "1: a transcript is one; call it several times, or chat with the audio")
+    if request.sampling.logprobs is not None:
+        raise wrong("logprobs", request.sampling.logprobs, "None: a transcript has none; chat with the audio instead")
+    return request
+
+
+def _made(request: AnyRequest) -> Request | Phi4MMError:
     """A request, or what is wrong with its options."""
     try:
         return Request.of(request)

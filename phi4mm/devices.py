@@ -10,6 +10,7 @@ import torch
 
 from phi4mm.environment import free_memory, processor_name
 from phi4mm.errors import Phi4MMError
+from phi4mm.validate import shown
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SMALL = 100 * 2**20  # bytes in float32 of a model whose products are too small to gain from bfloat16 on a CPU
@@ -73,6 +74,10 @@ def resolve_device(name: str | torch.device) -> torch.device:
     Raises:
         Phi4MMError: it is not available.
     """
+    if not isinstance(name, str | torch.device) or str(name) == "meta":
+        raise Phi4MMError(
+            f"device is {shown(name)}; expected 'auto', a name such as 'cpu' or 'cuda:1', or a torch.device"
+        )
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")
@@ -81,7 +86,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise Phi4MMError(f"device {str(name)!r} is not available here ({reason}); try 'auto' or 'cpu'") from error
+        raise Phi4MMError(f"device {shown(str(name))} is not available here ({reason}); try 'auto' or 'cpu'") from error
     return device
 
 
@@ -106,9 +111,9 @@ def resolve_dtype(name: str | torch.dtype) -> torch.dtype | None:
             return name
     elif name == "auto":
         return None
-    elif name in _DTYPES:
+    elif isinstance(name, str) and name in _DTYPES:
         return _DTYPES[name]
-    raise Phi4MMError(f"dtype is {str(name)!r}; expected 'auto' or one of {', '.join(_DTYPES)}")
+    raise Phi4MMError(f"dtype is {shown(str(name))}; expected 'auto' or one of {', '.join(_DTYPES)}")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

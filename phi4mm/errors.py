@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_LONGEST = 1000  # characters of a message; of one that quotes a longer input, the middle is left out
+
 
 class Phi4MMError(ValueError):
-    """Base of every error that phi4mm raises for a bad input, request or checkpoint."""
+    """Base of every error that phi4mm raises for a bad input, request or checkpoint. Its message is short, however
+    long the input that it quotes."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shortened(each, _LONGEST) if isinstance(each, str) else each for each in args))
 
 
 class AudioError(Phi4MMError):
@@ -52,8 +58,19 @@ class BatchError(Phi4MMError):
     def __init__(self, results: Sequence[Any], errors: Mapping[int, Phi4MMError]) -> None:
         self.results = list(results)
         self.errors = dict(errors)
-        lines = [f"request {index}: {error}" for index, error in sorted(self.errors.items())[:_SHOWN]]
+        shown = sorted(self.errors.items())[:_SHOWN]
+        lines = [f"request {index}: {shortened(str(error), _LONGEST // 4)}" for index, error in shown]
         if len(self.errors) > _SHOWN:
             lines.append(f"and {len(self.errors) - _SHOWN} more: see .errors")
         good = len(self.results) - len(self.errors)
-        super().__init__("; ".join(lines) + f" ({good} of {len(self.results)} requests were answered: see .results)")
+        Exception.__init__(  # each of the errors is short
+            self, "; ".join(lines) + f" ({good} of {len(self.results)} requests were answered: see .results)"
+        )
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most ``most`` characters: of a longer one, the middle is left out."""
+    if len(text) <= most:
+        return text
+    end = (most - 5) // 3
+    return f"{text[: most - 5 - end]} ... {text[len(text) - end :]}"

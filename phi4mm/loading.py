@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from phi4mm.checkpoint import load_checkpoint
+from phi4mm.checkpoint import Checkpoint, load_checkpoint
 from phi4mm.devices import DeviceInfo, choose_dtype, describe, free_bytes, has_bfloat16, resolve_device, resolve_dtype
 from phi4mm.engine.merge import merge as merge_adapter
 from phi4mm.engine.prepack import can_prepack, prepack_decoder
@@ -80,6 +81,7 @@ def load(
 
     checkpoint = load_checkpoint(source, device=where, dtype=choose, revision=revision)
     model = checkpoint.model
+    _warn_of_missing_adapters(checkpoint)
     if quantize is not None:
         quantize_decoder(model, quantize)
     if prepack == "auto":
@@ -90,3 +92,18 @@ def load(
     if merge is not None:
         merge_adapter(model, merge)
     return Loaded(model, checkpoint.tokenizer_file, describe(where, model.dtype, prepacked=prepack, why=why))
+
+
+def _warn_of_missing_adapters(checkpoint: Checkpoint) -> None:
+    """transformers' layout keeps adapters in folders of their own, which are easily left behind."""
+    config = checkpoint.config
+    towers = {"vision": config.vision, "speech": config.speech}
+    known = {adapter.name for adapter in config.adapters}
+    missing = [name for name, tower in towers.items() if tower is not None and name not in known]
+    if checkpoint.layout == "transformers" and missing:
+        names, folders = (" and ".join(each) for each in (missing, [f"{name}-lora" for name in missing]))
+        warnings.warn(
+            f"{checkpoint.folder}: the adapters {names} are missing; expected were the folders {folders} in it. Until "
+            "they are loaded (adapters.load), such media are answered with adapter=None, the bare decoder, alone",
+            stacklevel=4,
+        )

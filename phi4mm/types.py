@@ -6,15 +6,29 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
+from phi4mm.content import Content, is_blank, is_content, is_messages, read_messages
 from phi4mm.errors import PromptError
 from phi4mm.output_format import OutputFormat as OutputFormat
-from phi4mm.validate import check_bool, check_number, check_sequence, check_strings, check_whole, is_whole, wrong
+from phi4mm.validate import (
+    check_bool,
+    check_number,
+    check_sequence,
+    check_strings,
+    check_whole,
+    is_whole,
+    make_plain,
+    plain,
+    shorter,
+    wrong,
+)
 
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
+MAX_STOP_STRINGS, MAX_STOP_LENGTH = 64, 1000  # each is looked for after every token
+MAX_TOKEN_IDS = 1 << 20  # of a list of token ids: more than any vocabulary has
 _FORMATS = ("response_format", "regex", "grammar")  # ways to write ``output`` in ``Request.make``
 _SEEDS = range(-(2**63), 2**64)  # 64 bits, with a sign or without, as torch.Generator takes them
 
@@ -81,16 +95,19 @@ class SamplingParams:
         frequency_penalty: the same, for each time that they were generated.
         logit_bias: token id -> added to its logit, -100 to 100.
         banned_tokens: token ids that are never chosen.
-        stop: strings that end the reply; they are not part of it.
+        stop: strings that end the reply; they are not part of it. At most 64 of at most 1000 characters.
         stop_token_ids: tokens that end the row, beside the checkpoint's own; they are not part of the reply.
         logprobs: report the log-probability of each generated token and of so many of the most probable ones, 0 to 20;
             ``None`` for none.
         n: how many replies; the others than the first are in ``Reply.alternatives``.
-        seed: of this row's own random numbers, so that its tokens are the same alone and in any batch; ``None`` for a
-            fresh one.
+        seed: of this row's own random numbers, so that in float32 its tokens are the same alone and in any batch; in
+            bfloat16 and float16 logits are rounded differently in batches of other sizes, which may turn a draw.
+            ``None`` for a fresh one.
         processors: called one after another on the row's logits before each choice.
         output: what the text must be: only tokens that keep to it are chosen, and a token ends the row only where the
             text is complete. ``max_new_tokens`` and ``stop`` may still end it before. ``None``: anything.
+
+    Numbers may be numpy's. That token ids are in the vocabulary is checked when the request is handed in.
 
     Raises:
         PromptError: a value has the wrong type or is out of range; it names the option.
@@ -115,6 +132,7 @@ class SamplingParams:
     output: OutputFormat | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_whole("max_new_tokens", self.max_new_tokens, 1)
         check_number("temperature", self.temperature, 0.0, 100.0)
         check_number("top_p", self.top_p, 0.0, 1.0, open_below=True)
@@ -125,14 +143,19 @@ class SamplingParams:
         check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if not isinstance(self.logit_bias, Mapping):
             raise wrong("logit_bias", self.logit_bias, "a mapping of token ids to numbers")
+        if len(self.logit_bias) > MAX_TOKEN_IDS:
+            raise PromptError(f"logit_bias has {len(self.logit_bias)} items; expected at most {MAX_TOKEN_IDS}")
         for token_id, bias in self.logit_bias.items():
             check_whole("logit_bias: token id", token_id, 0)
             check_number(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
+        biases = {plain(token_id): plain(value) for token_id, value in self.logit_bias.items()}
+        object.__setattr__(self, "logit_bias", biases)
         for name in ("banned_tokens", "stop_token_ids"):
-            check_sequence(name, getattr(self, name), "token ids")
+            check_sequence(name, getattr(self, name), "token ids", most=MAX_TOKEN_IDS)
             for token_id in getattr(self, name):
                 check_whole(f"{name}: token id", token_id, 0)
-        check_strings("stop", self.stop)
+            object.__setattr__(self, name, tuple(plain(token_id) for token_id in getattr(self, name)))
+        check_strings("stop", self.stop, most=MAX_STOP_STRINGS, longest=MAX_STOP_LENGTH)
         check_whole("logprobs", self.logprobs, 0, MAX_LOGPROBS, or_none=True)
         check_whole("n", self.n, 1, MAX_CHOICES)
         if self.seed is not None and (not is_whole(self.seed) or self.seed not in _SEEDS):
@@ -144,6 +167,17 @@ class SamplingParams:
         if not isinstance(self.output, OutputFormat | None):
             raise wrong("output", self.output, "an OutputFormat or None")
 
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse token ids that a vocabulary of this size does not have.
+
+        Raises:
+            PromptError: there is one; it names the option.
+        """
+        for name in ("logit_bias", "banned_tokens", "stop_token_ids"):
+            largest = max(getattr(self, name), default=0)
+            if largest >= size:
+                raise PromptError(f"{name}: token id {shorter(largest)}; expected 0 to {size - 1}")
+
     @property
     def is_greedy(self) -> bool:
         """Whether the highest logit decides."""
@@ -152,17 +186,22 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """One row: a question with its media, and how to answer it.
+    """One row: a question with its media, and how to answer it. Greedily decoded, it is answered as it would be alone,
+    whatever runs beside it; sampled, so in float32 (see ``SamplingParams.seed``).
 
     Attributes:
         text: the user's text. It is data: control tokens in it are read as plain text. It may place the request's
-            media with ``<|image_1|>``, ``<|audio_1|>``; without placeholders images, then audios, come first.
-        images: each a path, bytes, an open binary file or a ``PIL.Image.Image``.
-        audios: each a path, bytes, an open binary file or ``(samples, sampling_rate)``, samples in [-1, 1].
+            media with ``<|image_1|>``, ``<|audio_1|>``; without placeholders images, then audios, come first. Or a
+            tuple of strings, which are plain text as they are, and of ``phi4mm.content.MediaPlace``.
+        images: each a path, bytes, an open binary file, a ``PIL.Image.Image`` or a row of ``datasets``
+            (``{"bytes": ..., "path": ...}``).
+        audios: each a path, bytes, an open binary file, ``(samples, sampling_rate)`` with samples in [-1, 1], or a row
+            of ``datasets`` (``{"array": ..., "sampling_rate": ...}``).
         system: the system message.
         history: earlier turns, each ``{"role": "user" | "assistant" | "tool", "content": text}``. User turns may place
             the request's media too. An assistant's may have ``tool_calls``, as ``Reply.tool_calls`` or as OpenAI has
-            them; a tool's may have the ``tool_call_id`` of the call that it answers.
+            them; a tool's may have the ``tool_call_id`` of the call that it answers. After a tool's turn ``text`` may
+            be empty: the answer follows the tool's.
         tools: tool definitions, each ``{"name", "description", "parameters"}``, or OpenAI's ``{"type": "function",
             "function": {...}}``; the parameters are a JSON schema or the model card's ``{name: {"description", "type",
             "default"}}``. Keywords of the schema that are not supported are passed over, unless the tool has
@@ -181,7 +220,7 @@ class Request:
             history and no system message.
     """
 
-    text: str = ""
+    text: Content = ""
     images: Sequence[Any] = ()
     audios: Sequence[Any] = ()
     system: str | None = None
@@ -193,8 +232,8 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str):
-            raise wrong("text", self.text, "a string")
+        if not is_content(self.text):
+            raise wrong("text", self.text, "a string, or by Request.make a list of messages")
         for name in ("images", "audios", "history", "tools"):
             check_sequence(name, getattr(self, name), f"{name}, even for a single one")
         if not isinstance(self.system, str | None):
@@ -206,26 +245,35 @@ class Request:
             raise wrong("adapter", self.adapter, "a name, a tuple of names, or None")
         if not isinstance(self.sampling, SamplingParams):
             raise wrong("sampling", self.sampling, "SamplingParams")
-        if not (self.text.strip() or self.images or self.audios or self.history or self.system):
+        if is_blank(self.text) and not (self.images or self.audios or self.history or self.system):
             raise PromptError("the request is empty; expected a text that is not blank, an image or audio")
 
     @classmethod
-    def of(cls, value: Request | Mapping[str, Any]) -> Request:
-        """A request from a request or from a mapping with its fields; those of ``SamplingParams`` stand among them.
+    def of(cls, value: Request | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Request:
+        """A request from a request, from a list of messages (see ``make``), or from a mapping with its fields; those of
+        ``SamplingParams`` stand among them.
 
         Raises:
             PromptError: a key is not a field, or the value is neither.
         """
         if isinstance(value, Request):
             return value
+        if is_messages(value):
+            return cls.make(cast("Sequence[Mapping[str, Any]]", value))
         if not isinstance(value, Mapping):
             raise PromptError(f"a request is a {type(value).__name__}; expected a Request or a dict")
         return cls.make(**{str(key): item for key, item in value.items()})
 
     @classmethod
-    def make(cls, /, text: str = "", **options: Any) -> Request:
+    def make(cls, /, text: Content | Sequence[Mapping[str, Any]] = "", **options: Any) -> Request:
         """A request from its fields, those of ``SamplingParams`` among them or together as ``sampling``; and
         ``response_format``, ``regex`` or ``grammar`` for ``output`` (``OutputFormat.of``).
+
+        In place of the text there may be a list of messages as chat templates take them, which hold the system
+        message, the history and the media too (``phi4mm.content.read_messages``)::
+
+            [{"role": "user",
+              "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is it?"}]}]
 
         Raises:
             PromptError: an option is not known, or its value is bad.
@@ -234,7 +282,15 @@ class Request:
         unknown = [name for name in options if name not in own | sampling | set(_FORMATS)]
         if unknown:
             known = [*(field.name for field in (*fields(cls), *fields(SamplingParams))), *_FORMATS]
-            raise PromptError(f"a request has unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+            hint = "; a list of messages is one request: put it into a list" if "role" in unknown else ""
+            names = ", ".join(map(shorter, unknown))
+            raise PromptError(f"a request has unknown keys {names}; known are {', '.join(known)}{hint}")
+        if is_messages(text):
+            if given := [name for name in ("system", "history") if options.get(name)]:
+                raise PromptError(f"{given[0]} and a list of messages were given; expected it as one of the messages")
+            media = {name: options.pop(name) for name in ("images", "audios") if name in options}
+            options.update(read_messages(cast("Sequence[Any]", text), **media))
+            text = options.pop("text")
         output = OutputFormat.of(**{name: options.pop(name) for name in _FORMATS if name in options})
         if output is not None:
             if options.get("output") is not None:
@@ -247,7 +303,7 @@ class Request:
             if not isinstance(base, SamplingParams):
                 raise wrong("sampling", base, "SamplingParams")
             rest["sampling"] = replace(base, **chosen)
-        return cls(text, **rest)
+        return cls(cast("Content", text), **rest)
 
 
 def _check_tool_choice(choice: Any, *, has_tools: bool) -> None:
@@ -337,7 +393,8 @@ class Segment:
     Attributes:
         start, end: where it is said, in seconds from the audio's start.
         text: what is said.
-        avg_logprob: mean natural log-probability of its tokens; like all below, ``None`` where not measured.
+        avg_logprob: mean natural log-probability of its tokens; like all below, ``None`` where not measured. Rounding
+            in it depends on the batch, so equality passes it over.
         compression_ratio: how many times shorter zlib makes the text; over about 2.4 it repeats itself.
         no_speech_prob: 1 minus the speech detector's mean probability of speech.
         temperature: at which it was decoded; over 0 where lower ones failed.
@@ -347,7 +404,7 @@ class Segment:
     start: float
     end: float
     text: str
-    avg_logprob: float | None = None
+    avg_logprob: float | None = field(default=None, compare=False)
     compression_ratio: float | None = None
     no_speech_prob: float | None = None
     temperature: float | None = None

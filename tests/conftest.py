@@ -67,6 +67,11 @@ TINY = Phi4MMConfig(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=200, metavar="N", help="cases that each fuzzing test tries")
+    parser.addoption("--schemas", type=int, default=30, help="random JSON schemas to try (default: 30)")
+
+
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Give every parameter and buffer a random value, so that no part is trivially zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -75,10 +80,6 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
             noise = torch.randn(tensor.shape, generator=generator)
             centre = 1.0 if ("norm" in name and name.endswith("weight")) or name.endswith("inverse_std") else 0.0
             tensor.copy_(centre + noise * (0.2 if tensor.dim() > 1 else 0.1))
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--schemas", type=int, default=30, help="random JSON schemas to try (default: 30)")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import pydoc
 import subprocess
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import phi4mm
-from phi4mm import BatchError, Phi4MM, Phi4MMError, PromptError, Request, Route, Transcript
+from phi4mm import BatchError, Phi4MM, Phi4MMError, PromptError, Request, Route, SamplingParams, Transcript
 from tests.media import picture, speech
 
 REQUESTS = [
@@ -121,3 +124,63 @@ def test_importing_is_light() -> None:
     code = "import sys, phi4mm; phi4mm.Request('x'); print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_what_a_model_is(tiny: Phi4MM) -> None:
+    assert tiny.device == torch.device("cpu")
+    assert tiny.config.decoder.vocab_size == 272
+    assert repr(tiny).startswith("<Phi4MM, 0.2 M parameters, adapters: vision, speech, float32 on cpu")
+
+
+def test_the_package_shows_its_names() -> None:
+    assert set(dir(phi4mm)) == set(phi4mm.__all__)
+    text = pydoc.plaintext.document(phi4mm)
+    assert "class Phi4MM(" in text
+    assert "class Workers(" in text
+
+
+def test_what_a_transcript_cannot_hold_is_refused(tiny: Phi4MM) -> None:
+    for options in ({"n": 2}, {"logprobs": 0}, {"sampling": SamplingParams(n=2)}):
+        with pytest.raises(PromptError, match="a transcript"):
+            tiny.transcribe(speech(0.5), **options)
+        with pytest.raises(PromptError, match="a transcript"):
+            tiny.transcribe_batch([speech(0.5)], **options)
+
+
+@pytest.mark.parametrize("audios", ["one.wav", b"RIFF", speech(0.5), {"array": 1}, np.zeros(16000), 5])
+def test_a_batch_is_a_list(tiny: Phi4MM, audios: Any) -> None:
+    with pytest.raises(PromptError, match=r"audios is .*list of audios"):
+        tiny.transcribe_batch(audios)
+
+
+def test_token_ids_outside_the_vocabulary(tiny: Phi4MM) -> None:
+    for name, value in (("stop_token_ids", [272]), ("banned_tokens", [10**6]), ("logit_bias", {272: 1.0})):
+        for ask in (tiny.chat, tiny.stream, lambda text, **option: tiny.submit({"text": text, **option})):
+            with pytest.raises(PromptError, match=f"{name}: token id .*expected 0 to 271"):
+                ask("x", **{name: value})
+        with pytest.raises(BatchError, match=f"request 0: {name}"):
+            tiny.chat_batch([{"text": "x", name: value}])
+
+
+def test_errors_are_short(tiny: Phi4MM) -> None:
+    uri = "data:image/png;base64," + "A" * 300_000
+    for call in (
+        lambda: tiny.chat("x", images=[uri]),
+        lambda: tiny.chat("x", audios=[uri]),
+        lambda: tiny.transcribe(uri),
+        lambda: tiny.transcribe_batch([uri] * 9),
+        lambda: tiny.adapters.load("x", uri),
+        lambda: tiny.adapters.load(uri, "x"),
+        lambda: tiny.chat("x", adapter=uri),
+        lambda: tiny.chat(f"<|image_{'7' * 5000}|>", images=[picture(9, 9)]),
+        lambda: tiny.transcribe(speech(0.5), task="translate", to="", prompt=uri),
+        lambda: tiny.chat("x", **{uri: 1}),
+        lambda: Phi4MM.from_pretrained(uri),
+    ):
+        with pytest.raises(Phi4MMError) as caught:
+            call()
+        assert len(str(caught.value)) < 1500
+    for media in ({"images": [uri]}, {"audios": [uri]}):
+        with pytest.raises(Phi4MMError, match="is a URL") as caught:
+            tiny.chat("x", **media)
+        assert len(str(caught.value)) < 450

@@ -30,9 +30,9 @@ LAYERS = (
     ("phi4mm.devices",),
     ("phi4mm.model",),
     ("phi4mm.types",),
-    ("phi4mm.output_format",),
+    ("phi4mm.content", "phi4mm.output_format"),
     ("phi4mm.validate",),
-    ("phi4mm.environment", "phi4mm.errors", "phi4mm.files"),
+    ("phi4mm.environment", "phi4mm.errors", "phi4mm.files", "phi4mm.interrupts"),
 )
 LINE_OF = {part: line for line, parts in enumerate(LAYERS) for part in parts}
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from phi4mm import Phi4MMError
+from phi4mm import Phi4MM, Phi4MMError, PromptError
+from phi4mm.checkpoint import save_checkpoint
 from phi4mm.devices import has_bfloat16
 from phi4mm.engine.prepack import PrepackedLinear, can_prepack
 from phi4mm.loading import load
+from phi4mm.model.phi4mm import Phi4MMModel
+from tests.conftest import TINY, randomise
+from tests.media import picture, speech
 
 CPU = torch.device("cpu")
 
@@ -52,3 +61,30 @@ def test_options_that_exclude_one_another() -> None:
         load(dtype="int7")
     with pytest.raises(Phi4MMError, match="device 'abacus' is not available"):
         load(device="abacus")
+
+
+def test_missing_adapters_of_transformers_layout(tokenizer_file: Path, tmp_path: Path) -> None:
+    assert TINY.speech is not None
+    whole = Phi4MMModel(replace(TINY, speech=replace(TINY.speech, window_tokens=500))).eval().requires_grad_(False)
+    randomise(whole)
+    folder = save_checkpoint(whole, tmp_path / "model", tokenizer_file=tokenizer_file, layout="transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(folder, device="cpu")
+    shutil.rmtree(folder / "speech-lora")
+    with pytest.warns(UserWarning, match=r"model: the adapters speech are missing; .*folders speech-lora"):
+        load(folder, device="cpu")
+    shutil.rmtree(folder / "vision-lora")
+    with pytest.warns(UserWarning, match=r"vision and speech are missing; .*vision-lora and speech-lora") as caught:
+        model = Phi4MM.from_pretrained(folder, device="cpu")
+    assert caught[0].filename == __file__
+    options = {"adapter": None, "max_new_tokens": 4}
+    media = {"images": [picture(20, 20)], "audios": [speech(0.3)]}
+    with model, Phi4MM(whole, tokenizer_file) as complete:
+        with pytest.raises(PromptError, match=r"adapter 'vision' is not in this model, which has none; .*adapter=None"):
+            model.chat("x", **media)
+        bare = complete.chat("x", **media, **options)
+        assert model.chat("x", **media, **options) == bare
+        assert bare.route.adapters == ()
+        transcript = complete.transcribe(speech(0.5), vad=False, **options)
+        assert model.transcribe(speech(0.5), vad=False, **options) == transcript

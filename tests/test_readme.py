@@ -1,4 +1,4 @@
-"""The README's Python examples run as they are printed, and what they print is what the README says."""
+"""The Python examples of the README and docs/python.md run as they are printed, and print what the page says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+PAGES = [(ROOT / name).read_text("utf-8") for name in ("README.md", "docs/python.md")]
+EXAMPLES = [code for page in PAGES for code in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)]
 SAID = re.compile(r"# -> (.+)$", re.MULTILINE)
 
 
@@ -24,6 +25,6 @@ def test_example(code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("PHI4MM_EXAMPLE", str(tmp_path))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+        exec(compile(code, "example", "exec"), {"__name__": "__main__"})
     expected = SAID.findall(code)
     assert printed.getvalue().split("\n")[: len(expected)] == expected

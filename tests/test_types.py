@@ -193,3 +193,39 @@ def test_types_do_not_import_torch() -> None:
     code = "import sys, phi4mm.types; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    params = SamplingParams(
+        max_new_tokens=np.int64(3),  # type: ignore[arg-type]
+        temperature=np.float32(0.5),
+        seed=np.uint64(2**63),  # type: ignore[arg-type]
+        banned_tokens=[np.int32(4)],  # type: ignore[list-item]
+        logit_bias={np.int64(1): np.float32(2)},  # type: ignore[dict-item]
+    )
+    assert params == SamplingParams(
+        max_new_tokens=3, temperature=0.5, seed=2**63, banned_tokens=[4], logit_bias={1: 2.0}
+    )
+    assert [type(value) for value in (params.max_new_tokens, params.temperature, params.seed)] == [int, float, int]
+
+
+def test_stop_strings_are_bounded() -> None:
+    SamplingParams(stop=["x" * 1000] * 64)
+    with pytest.raises(PromptError, match="stop has 65 items; expected at most 64"):
+        SamplingParams(stop=["x"] * 65)
+    with pytest.raises(PromptError, match=r"stop is 'xxx.*at most 1000 characters"):
+        SamplingParams(stop=["x" * 1001])
+    with pytest.raises(PromptError, match="banned_tokens has 1000000000000 items"):
+        SamplingParams(banned_tokens=range(10**12))
+
+
+def test_token_ids_are_in_the_vocabulary() -> None:
+    good = {"stop_token_ids": [99], "banned_tokens": [99], "logit_bias": {99: 1.0}}
+    SamplingParams(**good).check_vocabulary(100)  # type: ignore[arg-type]
+    for name in good:
+        with pytest.raises(PromptError, match=f"{name}: token id 99; expected 0 to 98"):
+            SamplingParams(**{name: good[name]}).check_vocabulary(99)  # type: ignore[arg-type]
+
+
+def test_rounding_does_not_make_segments_differ() -> None:
+    assert Segment(0.0, 1.0, "x", avg_logprob=-0.5) == Segment(0.0, 1.0, "x", avg_logprob=-0.25)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from phi4mm.checkpoint.peft_folder import read_adapter, read_adapter_config
-from phi4mm.errors import AdapterError
+from phi4mm.errors import AdapterError, CheckpointError
+from phi4mm.model.config import check_adapter_name
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.validate import shown
 
 T = TypeVar("T")
 
@@ -50,20 +52,24 @@ class Adapters:
         copied, so the folder may change or go afterwards.
 
         Args:
-            name: what requests shall call it: not empty, not "auto", without "+".
+            name: what requests shall call it: letters, digits, ".", "_" and "-"; not "auto".
             folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
         Raises:
             AdapterError: the name is taken or not allowed.
             CheckpointError: the folder or a file in it is missing or broken, or the adapter does not fit this model.
         """
-        if not isinstance(name, str) or name in ("", "auto") or "+" in name:
-            raise AdapterError(
-                f"{name!r} is not a name for an adapter; expected a string that is not empty, not 'auto' and has no "
-                "'+': requests write 'auto+name' for a sum"
+        if not isinstance(name, str):
+            raise AdapterError(f"{shown(name)} is not a name for an adapter; expected a string")
+        check_adapter_name(name)
+        if not isinstance(folder, str | os.PathLike) or isinstance(os.fspath(folder), bytes):
+            raise AdapterError(f"folder is {shown(folder)}; expected the path of a folder that peft wrote")
+        if not os.path.isdir(folder):
+            state = "is not a folder" if os.path.exists(folder) else "does not exist"
+            raise CheckpointError(
+                f"{os.fspath(folder)}: {state}; expected the folder of an adapter, with adapter_config.json and "
+                "adapter_model.safetensors, as peft writes it"
             )
-        if not isinstance(folder, str | os.PathLike):
-            raise AdapterError(f"folder is {folder!r:.80}; expected the path of a folder that peft wrote")
         config = read_adapter_config(Path(folder), name)
         parts = read_adapter(self._model, config, Path(folder))
         self._run(lambda: self._model.add_adapter(config, parts))
@@ -74,5 +80,7 @@ class Adapters:
         Raises:
             AdapterError: there is no such adapter, or it is merged into the weights.
         """
+        if not isinstance(name, str):
+            raise AdapterError(f"the name of an adapter is {shown(name)}; expected a string")
         with self._wait_unused(name):
             self._run(lambda: self._model.remove_adapter(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from phi4mm.asr.parser import make_parser, variable
+from phi4mm.asr.parser import PROGRAM, make_parser, variable
 
 _HEAD = """\
 # `python -m phi4mm.asr`
@@ -72,7 +72,7 @@ summary is of the whole file, up to 30 min at once, unless `--max-piece` or `--m
 
 def manual() -> str:
     """The manual in Markdown."""
-    parser = make_parser()
+    parser = make_parser(f"python -m {PROGRAM}")
     parts = [_HEAD.format(description=parser.description, epilog=parser.epilog)]
     for group in parser._action_groups:
         options = [action for action in group._group_actions if variable(action)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,17 +16,32 @@ from phi4mm.inputs.audio import SAMPLING_RATE
 BLOCK = SAMPLING_RATE // 10
 
 
+def sound_library() -> Any:
+    """The module sounddevice.
+
+    Raises:
+        AudioError: it, or the library PortAudio, is not installed.
+    """
+    try:
+        import sounddevice
+    except ImportError as error:
+        raise AudioError(f"microphone: sounddevice is not available ({error}); pip install 'phi4mm[mic]'") from error
+    except OSError as error:
+        raise AudioError(
+            f"microphone: the library PortAudio is not available ({error}); install it: apt install libportaudio2, dnf "
+            "install portaudio, brew install portaudio"
+        ) from error
+    return sounddevice
+
+
 def microphone() -> Iterator[tuple[np.ndarray, int]]:
     """Tenths of a second from the default microphone, as (samples, sampling rate), until Ctrl-C.
 
     Raises:
-        AudioError: sounddevice is not installed, or there is no microphone.
+        AudioError: sounddevice or PortAudio is not installed, or there is no microphone.
     """
-    try:
-        import sounddevice
-    except (ImportError, OSError) as error:  # OSError: its PortAudio library is missing
-        raise AudioError(f"microphone: sounddevice is not available ({error}); pip install 'phi4mm[mic]'") from error
-    recorded: SimpleQueue[np.ndarray] = SimpleQueue()
+    sounddevice = sound_library()
+    recorded: SimpleQueue[np.ndarray | None] = SimpleQueue()
 
     def record(samples: np.ndarray, num_frames: int, time: Any, status: Any) -> None:
         recorded.put(samples[:, 0].copy())
@@ -35,10 +52,21 @@ def microphone() -> Iterator[tuple[np.ndarray, int]]:
         )
     except sounddevice.PortAudioError as error:
         raise AudioError(f"microphone: cannot be opened ({error}); check that one is connected") from error
-    with stream:
-        while True:
-            try:
-                samples = recorded.get()
-            except KeyboardInterrupt:
-                return
+    with stream, _on_ctrl_c(lambda: recorded.put(None)):
+        while (samples := recorded.get()) is not None:
             yield samples, SAMPLING_RATE
+
+
+@contextmanager
+def _on_ctrl_c(function: Callable[[], None]) -> Iterator[None]:
+    """What the first Ctrl-C does, instead of interrupting; the next one interrupts."""
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        function()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -7,22 +7,25 @@ import os
 from collections.abc import Mapping, Sequence
 
 from phi4mm.asr.writers import FORMATS
-from phi4mm.cli import add_model_options
+from phi4mm.cli import add_model_options, program_name
 
 PROGRAM = "phi4mm.asr"
+COMMAND = "phi4mm-asr"  # its console script
 PREFIX = "PHI4MM_ASR_"
 TASKS = ("transcribe", "translate", "transcribe_translate", "summarize")
 CHANNELS = ("mix", "left", "right", "each")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(name: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a command of that name; by default, of that which was started."""
+    name = name or program_name(PROGRAM)
     parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}",
-        usage=f"python -m {PROGRAM} [OPTION ...] FILE ...",
+        prog=name,
+        usage=f"{name} [OPTION ...] FILE ...",
         description="Write down what is said in audio and video files, one line each, in the order given.",
         epilog=f"Every option is also an environment variable: --max-piece 20 is {PREFIX}MAX_PIECE=20. "
-        "Exit code: 0 all done, 1 some files failed (listed at the end on standard error), 2 usage, 130 interrupted.",
+        "Exit code: 0 all done, 1 some files failed (listed on standard error), 2 usage, 130 interrupted.",
     )
     parser.add_argument(
         "files",
@@ -54,12 +57,20 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--task", choices=TASKS, help="what to do (default: transcribe; with --to translate)")
     group.add_argument("--to", metavar="LANGUAGE", help='what to translate to, in English, such as "German"')
     group.add_argument("--prompt", help="your own instruction, instead of the task's")
-    group.add_argument("--hotwords", metavar="WORDS", help="names and terms that may occur, separated by commas")
+    group.add_argument(
+        "--hotwords", action="append", metavar="WORDS", help="names and terms that may occur, separated by commas"
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=(*FORMATS, "all"), help="default: txt; without --output-dir printed")
+    group.add_argument(
+        "--format",
+        action="append",
+        type=_known_formats,
+        metavar="FORMATS",
+        help=f"{', '.join(FORMATS)}, several with commas between, or all (default: txt); without --output-dir printed",
+    )
     group.add_argument("--output-dir", metavar="DIR", help="write a file per input and format into this folder")
     group.add_argument("--skip-existing", action="store_true", help="leave out inputs whose outputs are all there")
     group.add_argument(
@@ -69,6 +80,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--line-count", type=int, default=2, metavar="N", help="lines of a subtitle (default: 2)")
     group.add_argument(
         "--json", action="store_true", help="one JSON object a line: audio_filepath, text, segments, duration"
+    )
+    group.add_argument(
+        "--no-filename", action="store_true", help="lines without their file's name, which several files have"
     )
     group.add_argument("--stream", action="store_true", help="print words as they are decoded (nothing is retried)")
     group.add_argument("--quiet", action="store_true", help="no progress, which is shown only on a terminal anyway")
@@ -132,10 +146,13 @@ def parse(
 ) -> argparse.Namespace:
     """The options of a command line; what it does not give is taken from the environment, then from the defaults."""
     given: list[str] = []
+    alone = vars(parser.parse_args(arguments))
     for action in parser._actions:
         name = variable(action)
         if name is None or name not in environment:
             continue
+        if isinstance(action, argparse._AppendAction) and alone[action.dest] is not None:
+            continue  # the command line's would be added to it
         value, option = environment[name], action.option_strings[-1]
         if action.nargs != 0:
             given.append(f"{option}={value}")
@@ -151,3 +168,17 @@ def variable(action: argparse.Action) -> str | None:
     if not action.option_strings or action.dest == "help":
         return None
     return PREFIX + action.dest.upper()
+
+
+def formats(given: Sequence[Sequence[str]] | None) -> tuple[str, ...]:
+    """The formats that were asked for, each once, in the order of ``FORMATS``; none by default."""
+    asked = {name for names in given or () for name in names}
+    return tuple(name for name in FORMATS if name in asked or "all" in asked)
+
+
+def _known_formats(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in (*FORMATS, "all"):
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(FORMATS)}, all")
+    return names

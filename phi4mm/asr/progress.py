@@ -19,10 +19,11 @@ class Progress:
         paths: the files to be transcribed.
         each_channel: whether each of a file's channels is transcribed on its own, so that its seconds count for each.
         quiet: show nothing.
+        prints: whether segments go to standard output; where that is a terminal too, they show how far the work is.
     """
 
-    def __init__(self, paths: Sequence[str], *, each_channel: bool, quiet: bool) -> None:
-        shown = sys.stderr.isatty() and not quiet
+    def __init__(self, paths: Sequence[str], *, each_channel: bool, quiet: bool, prints: bool) -> None:
+        shown = sys.stderr.isatty() and not quiet and not (prints and sys.stdout.isatty())
         self._bar = tqdm(
             total=round(sum(seconds(path, each_channel=each_channel) for path in paths)) or None if shown else None,
             unit="s",
@@ -44,11 +45,6 @@ class Progress:
         self._bar.set_description_str(f"{name[-30:]}: ", refresh=False)
         self._bar.update(round(seconds) - self._done.get(name, 0))
         self._done[name] = round(seconds)
-
-    def print(self, text: str) -> None:
-        """A line on standard output, beside the progress."""
-        with tqdm.external_write_mode(file=sys.stdout):
-            print(text, flush=True)
 
 
 def seconds(path: str, *, each_channel: bool) -> float:

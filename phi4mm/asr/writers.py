@@ -6,8 +6,8 @@ import itertools
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,13 +24,29 @@ class Lines:
 
 
 class Writer(ABC):
-    """Turns a transcript into the text of one file."""
+    """Turns a transcript into the text of one file, whole or as its segments come.
+
+    A text that grows is ``head``, the rows of each segment and ``tail``, which the rows of the next one replace.
+    """
 
     extension: ClassVar[str]
+    head: ClassVar[str] = ""
+    tail: ClassVar[str] = ""
 
     @abstractmethod
+    def rows(self, segment: Segment, number: int) -> list[str]:
+        """A segment's rows, ``number`` of which stand before them."""
+
     def render(self, transcript: Transcript) -> str:
         """The whole text, which ends with a newline unless it is empty."""
+        rows: list[str] = []
+        for segment in transcript.segments:
+            rows += self.rows(segment, len(rows))
+        return self.head + "".join(rows)
+
+    def render_partial(self, transcript: Transcript) -> str:
+        """The text of the part of an audio that was transcribed, marked as such where the format has a place for it."""
+        return self.render(transcript)
 
     def write(self, transcript: Transcript, path: Path) -> None:
         """Write a file whole or not at all; its folder is made."""
@@ -44,29 +60,35 @@ class TextWriter(Writer):
 
     extension = "txt"
 
-    def render(self, transcript: Transcript) -> str:
-        return "".join(f"{_one_line(segment.text)}\n" for segment in transcript.segments)
+    def rows(self, segment: Segment, number: int) -> list[str]:
+        return [f"{one_line(segment.text)}\n"]
 
 
 class TsvWriter(Writer):
     """``start``, ``end`` in milliseconds and ``text``, tab-separated, under a header."""
 
     extension = "tsv"
+    head = "start\tend\ttext\n"
 
-    def render(self, transcript: Transcript) -> str:
-        rows = ["start\tend\ttext"]
-        for segment in transcript.segments:
-            rows.append(f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{_one_line(segment.text)}")
-        return "\n".join(rows) + "\n"
+    def rows(self, segment: Segment, number: int) -> list[str]:
+        return [f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{one_line(segment.text)}\n"]
 
 
 class JsonWriter(Writer):
-    """``Transcript.to_dict``; ``Transcript.from_dict`` is its inverse."""
+    """``Transcript.to_dict``; ``Transcript.from_dict`` is its inverse. Where it is partial, ``partial`` is true."""
 
     extension = "json"
+    head = '{\n  "segments": ['
+    tail = '\n  ],\n  "partial": true\n}\n'
+
+    def rows(self, segment: Segment, number: int) -> list[str]:
+        return [("," if number else "") + "\n    " + json.dumps(asdict(segment), ensure_ascii=False)]
 
     def render(self, transcript: Transcript) -> str:
         return json.dumps(transcript.to_dict(), ensure_ascii=False, indent=2) + "\n"
+
+    def render_partial(self, transcript: Transcript) -> str:
+        return json.dumps({**transcript.to_dict(), "partial": True}, ensure_ascii=False, indent=2) + "\n"
 
 
 class SubtitleWriter(Writer):
@@ -79,13 +101,12 @@ class SubtitleWriter(Writer):
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
 
-    def cues(self, transcript: Transcript) -> Iterator[Segment]:
+    def cues(self, segment: Segment) -> Iterator[Segment]:
         """Cues in order, at least a millisecond long; their text has line breaks."""
-        for segment in transcript.segments:
-            rows = _wrap(_one_line(segment.text), self._lines.width)
-            texts = ["\n".join(rows[at : at + self._lines.count]) for at in range(0, len(rows), self._lines.count)]
-            for text, (start, end) in zip(texts, self._times(segment, texts), strict=True):
-                yield Segment(start, max(end, start + 0.001), text)
+        rows = _wrap(one_line(segment.text), self._lines.width)
+        texts = ["\n".join(rows[at : at + self._lines.count]) for at in range(0, len(rows), self._lines.count)]
+        for text, (start, end) in zip(texts, self._times(segment, texts), strict=True):
+            yield Segment(start, max(end, start + 0.001), text)
 
     @staticmethod
     def _times(segment: Segment, texts: list[str]) -> Iterator[tuple[float, float]]:
@@ -106,36 +127,37 @@ class SrtWriter(SubtitleWriter):
 
     extension = "srt"
 
-    def render(self, transcript: Transcript) -> str:
-        return "\n".join(
-            f"{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{cue.text.replace('-->', '->')}\n"
-            for number, cue in enumerate(self.cues(transcript), 1)
-        )
+    def rows(self, segment: Segment, number: int) -> list[str]:
+        return [
+            ("\n" if at > 1 else "")
+            + f"{at}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{cue.text.replace('-->', '->')}\n"
+            for at, cue in enumerate(self.cues(segment), number + 1)
+        ]
 
 
 class VttWriter(SubtitleWriter):
     """WebVTT (www.w3.org/TR/webvtt1)."""
 
     extension = "vtt"
+    head = "WEBVTT\n"
 
-    def render(self, transcript: Transcript) -> str:
-        cues = [
-            f"\n{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{_escaped(cue.text)}\n"
-            for cue in self.cues(transcript)
+    def rows(self, segment: Segment, number: int) -> list[str]:
+        return [
+            f"\n{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{_escaped(cue.text)}\n" for cue in self.cues(segment)
         ]
-        return "WEBVTT\n" + "".join(cues)
 
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
 
 
-def writers(format: str, lines: Lines) -> list[Writer]:
-    """The writer of a format, or those of "all"."""
+def writers(formats: Sequence[str], lines: Lines) -> list[Writer]:
+    """The writer of each format, in the order of ``FORMATS``."""
     every: list[Writer] = [TextWriter(), SrtWriter(lines), VttWriter(lines), TsvWriter(), JsonWriter()]
-    return [writer for writer in every if format in (writer.extension, "all")]
+    return [writer for writer in every if writer.extension in formats]
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text without line breaks."""
     return " ".join(text.split())
 
 

@@ -24,15 +24,16 @@ from phi4mm.checkpoint.names import (
     unused_vision_tensors,
 )
 from phi4mm.checkpoint.peft_folder import (
-    adapter_of_folder,
+    adapted_linears,
     check_adapter_config,
-    folder_name,
     open_adapter,
     read_adapter_config,
 )
-from phi4mm.checkpoint.source import Source, locate, tokenizer_file
+from phi4mm.checkpoint.source import Source, check_inside, locate, tokenizer_file
 from phi4mm.checkpoint.tensors import TensorFiles, find_shards
+from phi4mm.checkpoint.tokenizer_ids import check_tokenizer
 from phi4mm.model.config import Phi4MMConfig
+from phi4mm.model.lora import lora_linears
 from phi4mm.model.phi4mm import Phi4MMModel
 
 
@@ -70,8 +71,8 @@ def load_checkpoint(
     Args:
         source: a folder, a hub id, or ``None`` for the bundled checkpoint.
         device: where the model shall be.
-        dtype: of all weights; ``None`` for that of the checkpoint's token embedding; or a function that chooses it, of
-            that type and the number of weights.
+        dtype: of all weights; ``None`` for that of the checkpoint's token embedding (bfloat16 where that has 8 bits);
+            or a function that chooses it, of that type and the number of weights.
         revision: branch, tag or commit of a hub id.
 
     Raises:
@@ -80,24 +81,33 @@ def load_checkpoint(
     place = locate(source, revision)
     layout, config = read_config(place.folder)
     tokenizer = tokenizer_file(place.folder)
+    check_tokenizer(tokenizer, config.decoder.vocab_size)
     config, folders = _adapter_folders(place, layout, config)
 
     with torch.device("meta"), _WithoutInitialValues():
         model = Phi4MMModel(config)
+    linears = tuple(lora_linears(model.decoder))
     weights = TensorFiles(find_shards(place.folder))
     adapters = {name: open_adapter(folder) for name, folder in folders.items()}
-    places = {name: _place(name, layout, weights, adapters) for name in model.state_dict()}
+    adapted = {name: set(adapted_linears(folders[name], files, linears)) for name, files in adapters.items()}
+    places = {name: _place(name, layout, weights, adapters, adapted) for name in model.state_dict()}
     _check(model, layout, places, weights, adapters)
 
     weight_dtype = weights.dtype(stored_name("decoder.embed_tokens.weight", layout))
+    if weight_dtype.itemsize == 1:  # to store weights in, not to compute with
+        weight_dtype = torch.bfloat16
     if isinstance(dtype, torch.dtype):
         weight_dtype = dtype
     elif dtype is not None:
         weight_dtype = dtype(weight_dtype, sum(tensor.numel() for tensor in model.state_dict().values()))
     state = {}
     for name, tensor in model.state_dict().items():
-        file, stored = places[name]
-        state[name] = file.read(stored).reshape(tensor.shape).to(device, weight_dtype)
+        place_of = places[name]
+        if place_of is None:
+            state[name] = torch.zeros(tensor.shape, device=device, dtype=weight_dtype)
+        else:
+            file, stored = place_of
+            state[name] = file.read(stored).reshape(tensor.shape).to(device, weight_dtype)
     model.load_state_dict(state, assign=True)
     return Checkpoint(model.eval().requires_grad_(False), tokenizer, config, place.folder, layout)
 
@@ -121,26 +131,37 @@ def _adapter_folders(place: Source, layout: Layout, config: Phi4MMConfig) -> tup
     Our own config.json names the adapters. In transformers' layout they are the folders called ``<name>-lora``.
     """
     if layout == "phi4mm":
-        folders = {adapter.name: place.adapters / folder_name(adapter.name) for adapter in config.adapters}
+        root = place.folder if place.adapters.is_relative_to(place.folder) else place.adapters
+        folders = {adapter.name: place.adapters / adapter.name for adapter in config.adapters}
         for adapter in config.adapters:
+            check_inside(folders[adapter.name], root)
             check_adapter_config(folders[adapter.name], adapter)
         return config, folders
     if layout != "transformers":
         return config, {}
     found = sorted(path.parent for path in place.folder.glob("*-lora/adapter_config.json"))
-    folders = {adapter_of_folder(folder.name.removesuffix("-lora")): folder for folder in found}
+    for folder in found:
+        check_inside(folder, place.folder)
+    folders = {folder.name.removesuffix("-lora"): folder for folder in found}
     adapters = tuple(read_adapter_config(folder, name) for name, folder in folders.items())
     return replace(config, adapters=adapters), folders
 
 
 def _place(
-    name: str, layout: Layout, weights: TensorFiles, adapters: dict[str, TensorFiles]
-) -> tuple[TensorFiles, str]:
-    """The files that hold our tensor ``name``, and what it is called there."""
+    name: str,
+    layout: Layout,
+    weights: TensorFiles,
+    adapters: dict[str, TensorFiles],
+    adapted: dict[str, set[str]],
+) -> tuple[TensorFiles, str] | None:
+    """The files that hold our tensor ``name``, and what it is called there; ``None`` for one of an adapter that was not
+    trained on that linear, which is zero."""
     parts = lora_name(name)
     if parts is None:
         return weights, stored_name(name, layout)
     if parts.adapter in adapters:
+        if parts.linear.removeprefix("decoder.") not in adapted[parts.adapter]:
+            return None
         return adapters[parts.adapter], peft_name(parts)
     return weights, microsoft_lora_name(parts)
 
@@ -148,14 +169,17 @@ def _place(
 def _check(
     model: Phi4MMModel,
     layout: Layout,
-    places: dict[str, tuple[TensorFiles, str]],
+    places: dict[str, tuple[TensorFiles, str] | None],
     weights: TensorFiles,
     adapters: dict[str, TensorFiles],
 ) -> None:
     """Compare every file with the model before anything is read."""
     expected: dict[TensorFiles, dict[str, tuple[int, ...]]] = {file: {} for file in (*adapters.values(), weights)}
     for name, tensor in model.state_dict().items():
-        file, stored = places[name]
+        place = places[name]
+        if place is None:
+            continue
+        file, stored = place
         expected[file][stored] = stored_shape(name, tuple(tensor.shape), layout)
     ignored: set[str] = set()
     if layout != "phi4mm":

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from phi4mm.checkpoint.configs import own_config
 from phi4mm.checkpoint.names import Layout, is_lora, stored_name, stored_shape, unused_vision_tensors
-from phi4mm.checkpoint.peft_folder import folder_name, save_adapter
-from phi4mm.checkpoint.transformers_config import preprocessor_config, transformers_config
+from phi4mm.checkpoint.peft_folder import save_adapter
+from phi4mm.checkpoint.source import read_json
+from phi4mm.checkpoint.transformers_config import preprocessor_config, tokenizer_files, transformers_config
 from phi4mm.errors import CheckpointError
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.validate import check_choice
 
 
 def save_checkpoint(
@@ -34,7 +36,8 @@ def save_checkpoint(
 
     Each adapter becomes a PEFT folder: ``adapters/<name>`` in our layout, ``<name>-lora`` in transformers'. In the
     latter, the vision tensors that nothing depends on (layers after the feature layer, last norm, pooling head) are
-    written as zeros, norm weights as ones, so that transformers finds every tensor that it looks for.
+    written as zeros, norm weights as ones, so that transformers finds every tensor that it looks for. ``AutoProcessor``
+    finds its settings and the chat template there, too.
 
     Args:
         model: what to save.
@@ -48,7 +51,9 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: the folder holds something, or the layout cannot hold this model.
+        PromptError: there is no such layout.
     """
+    check_choice("layout", layout, ("phi4mm", "transformers"))
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise CheckpointError(f"{folder}: exists and is not an empty folder; remove it or save elsewhere")
@@ -58,18 +63,24 @@ def save_checkpoint(
     if layout == "transformers":
         configs = {"config.json": transformers_config(model.config, str(model.dtype).removeprefix("torch."))}
         assert model.config.vision is not None
-        configs["preprocessor_config.json"] = preprocessor_config(model.config.vision)
+        assert model.config.speech is not None
+        configs["preprocessor_config.json"] = preprocessor_config(model.config.vision, model.config.speech)
+        if tokenizer_file is not None:
+            values, template = tokenizer_files(model.config, read_json(tokenizer_file))
+            configs |= {"tokenizer_config.json": values, "chat_template.jinja": template}
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     beside.mkdir()
     try:
-        for name, values in configs.items():
-            _write_json(beside / name, values)
+        for name, content in configs.items():
+            if isinstance(content, str):
+                (beside / name).write_text(content, encoding="utf-8")
+            else:
+                _write_json(beside / name, content)
         _write_weights(beside, _shards(_main_tensors(model, layout), max_shard_bytes))
         for adapter in model.config.adapters:
-            name = folder_name(adapter.name)
-            where = f"{name}-lora" if layout == "transformers" else f"adapters/{name}"
+            where = f"{adapter.name}-lora" if layout == "transformers" else f"adapters/{adapter.name}"
             save_adapter(model, adapter.name, beside / where)
         if tokenizer_file is not None:
             shutil.copyfile(tokenizer_file, beside / "tokenizer.json")

@@ -14,6 +14,7 @@ from phi4mm.errors import CheckpointError
 _PACKAGE = Path(__file__).parent.parent
 # Everything that a load reads, and no pickles; the pattern's "*" crosses folders, so adapters come along.
 _DOWNLOADED = ["*.json", "*.safetensors"]
+_MAX_JSON_BYTES = 200_000_000
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -88,10 +89,11 @@ def tokenizer_file(folder: Path) -> Path:
     """The folder's ``tokenizer.json``.
 
     Raises:
-        CheckpointError: it is absent.
+        CheckpointError: it is absent, or not a file in the folder.
     """
     path = folder / "tokenizer.json"
-    if path.is_file():
+    if path.exists():
+        check_file(path, folder)
         return path
     hint = "copy tokenizer.json of the checkpoint it was made from into the folder"
     if (folder / "vocab.json").exists():
@@ -99,18 +101,52 @@ def tokenizer_file(folder: Path) -> Path:
     raise CheckpointError(f"{path}: the tokenizer is missing; {hint}")
 
 
+def check_inside(path: Path, root: Path) -> None:
+    """Refuse a path that leads out of the folder ``root``, through a symbolic link too.
+
+    Links of the hub's cache are followed: a snapshot's files are links to the "blobs" folder beside the snapshots.
+
+    Raises:
+        CheckpointError: it leads elsewhere.
+    """
+    target = path.resolve()
+    is_blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    if not (is_blob or target.is_relative_to(root.resolve())):
+        raise CheckpointError(
+            f"{path}: leads to {target}, outside the folder {root}; put the file itself there, not a link"
+        )
+
+
+def check_file(path: Path, root: Path) -> None:
+    """Refuse what is there but is no file, such as a named pipe, or leads out of the folder ``root``.
+
+    Raises:
+        CheckpointError: it is one of these.
+    """
+    check_inside(path, root)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is not a regular file; download it again")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        CheckpointError: the file is absent, is not JSON, or holds something else than an object.
+        CheckpointError: the file is absent, leads out of its folder, is no regular file, is too large, is not JSON, or
+            holds something else than an object.
     """
     try:
+        size = path.stat().st_size
+        check_file(path, path.parent)
+        if size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: {size} bytes, expected at most {_MAX_JSON_BYTES}; download it again")
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: the file is missing; a checkpoint folder needs it") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); download or save it again") from error
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error!s:.200}); download or save it again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}; save it again")
     return values

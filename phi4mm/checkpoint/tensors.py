@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from phi4mm.checkpoint.source import read_json
+from phi4mm.checkpoint.source import check_file, read_json
 from phi4mm.errors import CheckpointError
 
 _FLOATS = {
@@ -18,9 +18,11 @@ _FLOATS = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,  # as it is: a checkpoint with scales beside it has tensors that are unknown here
+    # As they are: a checkpoint with scales beside them has tensors that are unknown here.
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _NAMES_SHOWN = 10
 _BYTES_PER_MAPPING = 2**26
 
@@ -29,13 +31,14 @@ def find_shards(folder: Path, stem: str = "model") -> list[Path]:
     """The safetensors files of a folder: ``{stem}.safetensors``, or those that the index names.
 
     Raises:
-        CheckpointError: there are none, one is missing, or the index names a file outside the folder.
+        CheckpointError: there are none, one is missing, lies outside the folder or is no safetensors file.
     """
     single = folder / f"{stem}.safetensors"
-    if single.is_file():
+    if single.exists():
+        check_file(single, folder)
         return [single]
     index = folder / f"{stem}.safetensors.index.json"
-    if not index.is_file():
+    if not index.exists():
         if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
             raise CheckpointError(
                 f"{folder}: only pickled weights, which can run code when read; save them as safetensors "
@@ -50,10 +53,16 @@ def find_shards(folder: Path, stem: str = "model") -> list[Path]:
         # Lexically: the files of a hub snapshot are links to elsewhere.
         if any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name))):
             raise CheckpointError(f"{index}: names {name!r}, outside the folder; do not trust this checkpoint")
-        if not (folder / name).is_file():
+        if not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{folder / name}: the shard is missing, and {index.name} names it; download it again"
+                f"{index}: names {name!r:.80}; only safetensors files are read, as others can run code: save the "
+                "weights as safetensors"
             )
+        if "\0" in name or not (folder / name).exists():
+            raise CheckpointError(
+                f"{index}: the shard {name!r:.80} is missing, and the index names it; download it again"
+            )
+        check_file(folder / name, folder)
     return [folder / name for name in names]
 
 

@@ -88,11 +88,68 @@ def transformers_config(config: Phi4MMConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def preprocessor_config(vision: VisionConfig) -> dict[str, Any]:
-    """The ``preprocessor_config.json`` of transformers' image processor, which holds the number of crops."""
+def preprocessor_config(vision: VisionConfig, speech: SpeechConfig) -> dict[str, Any]:
+    """The ``preprocessor_config.json`` of transformers' image processor and feature extractor."""
     return {
+        "processor_class": "Phi4MultimodalProcessor",
         "image_processor_type": "Phi4MultimodalImageProcessor",
         "dynamic_hd": vision.max_crops,
         "size": {"height": vision.image_size, "width": vision.image_size},
         "patch_size": vision.patch_size,
+        "feature_extractor_type": "Phi4MultimodalFeatureExtractor",
+        "feature_size": speech.num_mels,
+        "audio_compression_rate": speech.time_reduction,
     }
+
+
+_CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|tool_response|>' if message['role'] == 'tool' else '<|' + message['role'] + '|>' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{{- {'image': image_token, 'audio': audio_token}[part['type']] if part['type'] != 'text' else part['text'] -}}
+{%- endfor -%}
+{%- endif -%}
+{%- if message['tools'] -%}
+{{- '<|tool|>' + message['tools'] + '<|/tool|>' -}}
+{%- endif -%}
+{{- '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|assistant|>' -}}
+{%- endif -%}
+"""
+
+
+def tokenizer_files(config: Phi4MMConfig, tokenizer: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What ``AutoProcessor`` and ``AutoTokenizer`` read beside ``tokenizer.json``.
+
+    Args:
+        config: of a model with both towers.
+        tokenizer: what ``tokenizer.json`` holds, for the names of the special tokens.
+
+    Returns:
+        ``tokenizer_config.json`` and ``chat_template.jinja``.
+    """
+    decoder, vision, speech = config.decoder, config.vision, config.speech
+    assert vision is not None
+    assert speech is not None
+    names = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or ()}
+    pad = names.get(decoder.pad_token_id)
+    media = {"image_token": names.get(vision.image_token_id), "audio_token": names.get(speech.audio_token_id)}
+    template = _CHAT_TEMPLATE
+    for key, token in media.items():
+        template = template.replace(key, repr(token))
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "Phi4MultimodalProcessor",
+        "model_max_length": decoder.max_positions,
+        "clean_up_tokenization_spaces": False,
+        "bos_token": pad,
+        "eos_token": pad,
+        "pad_token": pad,
+        "extra_special_tokens": media,
+    }
+    return values, template

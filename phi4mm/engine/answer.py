@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from phi4mm.engine.sampler import Choice
-from phi4mm.inputs.prompt import parse_tool_calls
 from phi4mm.inputs.tokenizer import TextStream, Tokenizer
+from phi4mm.inputs.tool_calls import parse_tool_calls
 from phi4mm.types import Reply, Route, SamplingParams, TokenLogprob, Usage
 
 
@@ -19,6 +20,7 @@ class Answer:
         tokenizer: of the checkpoint.
         params: stop strings, and whether log-probabilities are reported.
         stop_token_ids: tokens that end the text and are not part of it.
+        tools: of the request; calls of them are found in some forms that are not marked.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Answer:
         tokenizer: Tokenizer,
         params: SamplingParams,
         stop_token_ids: Collection[int],
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._route = route
         self._num_prompt = num_prompt
@@ -35,6 +38,7 @@ class Answer:
         self._stop = tuple(params.stop)
         self._logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self._stop_token_ids = frozenset(stop_token_ids)
+        self._tools = tools
         self._token_ids: list[int] = []
         self._num_new = 0
         self._num_cached = 0
@@ -92,7 +96,7 @@ class Answer:
 
     def reply(self) -> Reply:
         """The finished reply; of one that was ended from outside, what came until then."""
-        calls = parse_tool_calls(self._text)
+        _, calls = parse_tool_calls(self._text, self._tools)
         reason = self._finish_reason or "cancelled"
         return Reply(
             text=self._text,

@@ -67,9 +67,11 @@ class Client:
         by the handle.
 
         Raises:
+            PromptError: an option or the prompt is bad.
             ClosedError: the model is closed.
         """
         self.engine.check_open()
+        self.check(request)
         if not (request.images or request.audios or is_structured(request)):
             return self.submit_row(request, self.processor.row(request), group)
         return self.submit_read(lambda: (request, self.processor.row(request)), request.sampling.n, group)
@@ -83,6 +85,7 @@ class Client:
                 return 0
             try:
                 request, row = read()
+                self.check(request)
                 for medium in row.media:
                     if not self.engine.has_embeddings(medium.digest):
                         medium.features  # noqa: B018  made here, where no step of the engine waits for it
@@ -99,9 +102,11 @@ class Client:
         """Queue a request that is read; its grammar is compiled here.
 
         Raises:
+            PromptError: a token id of its options is not in the vocabulary.
             ClosedError: the model is closed.
             PromptError: a schema, grammar or tool is wrong.
         """
+        self.check(request)
         handle = make_handle(request.sampling.n)
         self._enter(handle, request, row, group, counted=False)
         return handle
@@ -148,6 +153,14 @@ class Client:
         finally:
             self._users.allow(adapter)
 
+    def check(self, request: Request) -> None:
+        """Refuse options that this model cannot carry out.
+
+        Raises:
+            PromptError: a token id is not in the vocabulary.
+        """
+        request.sampling.check_vocabulary(self.model.config.decoder.vocab_size)
+
     def _enter(self, handle: Handle, request: Request, row: Row, group: Group | None, *, counted: bool = True) -> None:
         adapters = row.route.adapters
         stops = self._stop_token_ids | set(request.sampling.stop_token_ids)
@@ -168,7 +181,9 @@ class Client:
                 released=self._intake.release if counted and not choice else None,
             )
             ticket = Ticket(prompt, one, group)
-            answer = Answer(row.route, len(row.token_ids), self.processor.tokenizer, request.sampling, stops)
+            answer = Answer(
+                row.route, len(row.token_ids), self.processor.tokenizer, request.sampling, stops, request.tools
+            )
             self._users.begin(adapters)
             one.when_done(partial(self._users.end, adapters))
             if not one.begin(answer, partial(self._cancel, ticket)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from phi4mm.validate import check_number, check_whole
+from phi4mm.validate import check_number, check_whole, make_plain
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,7 @@ class EngineOptions:
         return cls(**bounds)
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_number("cache_share", self.cache_share, 0, 1, open_below=True)
         for field in fields(self):
             if field.name != "cache_share":

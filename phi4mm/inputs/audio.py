@@ -15,7 +15,7 @@ import torch
 
 from phi4mm.errors import AudioError
 from phi4mm.inputs.audio_file import FULL_SCALE, AudioSource, decoded_blocks
-from phi4mm.inputs.source import source_name
+from phi4mm.inputs.source import source_name, unwrapped
 
 if TYPE_CHECKING:
     import soxr
@@ -59,28 +59,36 @@ class Waveform:
         return len(self.samples) / self.sampling_rate
 
 
-def load_audio(source: AudioSource, *, name: str | None = None, channel: int | None = None) -> Waveform:
+def load_audio(
+    source: AudioSource, *, name: str | None = None, channel: int | None = None, track: int | None = None
+) -> Waveform:
     """Decodes audio and mixes its channels down to their mean; the sampling rate stays as it is.
 
     Args:
         source: a path, the bytes of a file or an open binary file (wav, flac, ogg, opus, mp3, m4a, mp4, mkv, webm ...:
-            what FFmpeg reads, whose first sound track is taken), or ``(samples, sampling_rate)`` with float samples in
-            [-1, 1] of shape [n] or [n, channels], or an iterator of such consecutive parts. Never a URL. Where the
+            what FFmpeg reads), or ``(samples, sampling_rate)`` with float samples in
+            [-1, 1] of shape [n] or [n, channels], or an iterator of such consecutive parts; or what a row of
+            ``datasets`` holds, such as ``{"array": ..., "sampling_rate": ...}``. Never a URL. Where the
             rate changes on the way, all is resampled to the first.
         name: what errors call the input; by default the file's path, or "audio".
         channel: take this one alone, counted from 0, instead of the mean of all.
+        track: take this sound track of the file, counted from 0, instead of the one that players take: the first that
+            is marked as default. Its time is the file's: one that begins late begins with silence.
 
     Raises:
         AudioError: there is no such file, it is not audio, it is damaged or truncated, it is shorter than one log-mel
             frame (25 ms) or longer than 24 hours, the samples are not finite floats in [-1, 1], or there is no such
-            channel.
+            channel or track.
+        AudioReadError: reading it failed; another time it may not.
     """
-    blocks = _mono_blocks(source, name or source_name(source, "audio"), channel)
+    blocks = _mono_blocks(source, name or source_name(source, "audio"), channel, track)
     parts = list(_at_one_rate(blocks, lambda rate: rate))
     return Waveform(np.concatenate([part.samples for part in parts]), parts[0].sampling_rate)
 
 
-def stream_audio(source: AudioSource, *, name: str | None = None, channel: int | None = None) -> Iterator[Waveform]:
+def stream_audio(
+    source: AudioSource, *, name: str | None = None, channel: int | None = None, track: int | None = None
+) -> Iterator[Waveform]:
     """As ``load_audio`` and ``resample_for_model``, block by block: memory does not grow with the length.
 
     Yields:
@@ -89,7 +97,7 @@ def stream_audio(source: AudioSource, *, name: str | None = None, channel: int |
     Raises:
         AudioError: as ``load_audio``; what is wrong with a file's end shows there.
     """
-    yield from _at_one_rate(_mono_blocks(source, name or source_name(source, "audio"), channel), model_rate)
+    yield from _at_one_rate(_mono_blocks(source, name or source_name(source, "audio"), channel, track), model_rate)
 
 
 def _at_one_rate(blocks: Iterator[Waveform], target: Callable[[int], int]) -> Iterator[Waveform]:
@@ -118,21 +126,21 @@ def _last_of(stream: soxr.ResampleStream, rate: int) -> Waveform:
     return Waveform(stream.resample_chunk(np.zeros(0, np.float32), last=True), rate)
 
 
-def num_channels(source: AudioSource, *, name: str | None = None) -> int:
-    """How many channels a source has.
+def num_channels(source: AudioSource, *, name: str | None = None, track: int | None = None) -> int:
+    """How many channels a source has, or this track of it.
 
     Raises:
         AudioError: it cannot be read.
     """
     name = name or source_name(source, "audio")
-    for block, _ in decoded_blocks(source, name):
+    for block, _ in decoded_blocks(unwrapped(source), name, track=track):
         return block.shape[1]
     raise _no_samples(name)
 
 
-def _mono_blocks(source: AudioSource, name: str, channel: int | None) -> Iterator[Waveform]:
+def _mono_blocks(source: AudioSource, name: str, channel: int | None, track: int | None) -> Iterator[Waveform]:
     lengths: dict[int, int] = {}  # samples at each rate
-    for block, rate in decoded_blocks(source, name):
+    for block, rate in decoded_blocks(unwrapped(source), name, track=track):
         lengths[rate] = lengths.get(rate, 0) + len(block)
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
             samples = _mono(block, name, channel).astype(np.float32)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from phi4mm.errors import ImageError
-from phi4mm.inputs.source import is_url, source_name
+from phi4mm.inputs.source import is_url, source_name, unwrapped
 from phi4mm.model.config import VisionConfig
 from phi4mm.model.crops import Grid, cut, num_image_tokens, patch_masks
 from phi4mm.model.media import PreparedImage
@@ -42,6 +42,7 @@ def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
         ImageError: there is no such file, it is not a picture, it is damaged or truncated, it has no pixels, or more
             than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
+    source = unwrapped(source)
     name = name or source_name(source, "image")
     try:
         if isinstance(source, Image.Image):

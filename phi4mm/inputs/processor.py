@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,16 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from phi4mm.content import MediaPlace
 from phi4mm.errors import BatchError, Phi4MMError, PromptError
 from phi4mm.inputs.audio import Waveform, levelled, load_audio, log_mel, narrowed
 from phi4mm.inputs.image import load_image, prepare_image
-from phi4mm.inputs.prompt import MediaPlace, render
+from phi4mm.inputs.prompt import render
+from phi4mm.inputs.source import source_name
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.batch import AudioBatch, Batch, ImageBatch
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.media import Deferred, Features, MediaItem, PreparedImage, cost_of, nbytes_of
 from phi4mm.model.router import route
 from phi4mm.types import Modality, Request, Route
+from phi4mm.validate import wrong
 
 _MOST_SIZES = 4096  # media whose sizes are remembered
 
@@ -80,9 +83,16 @@ class Processor:
         """Every tensor that the model needs, plus one route per row.
 
         Raises:
+            PromptError: there are no requests, or they are not a list.
             BatchError: some requests are bad; its ``results`` hold the good ones' rows.
         """
+        try:
+            requests = iter(None if isinstance(requests, Request | Mapping | str) else requests)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise wrong("requests", requests, "a list of requests, even for a single one") from error
         rows, errors = self.rows(requests)
+        if not rows:
+            raise PromptError("requests holds none; expected a list of at least one")
         if errors:
             raise BatchError(rows, errors)
         return self.collate([row for row in rows if row is not None])
@@ -114,7 +124,8 @@ class Processor:
 
         token_ids: list[int] = []
         media: list[MediaItem] = []
-        for piece in render(request, self.tokenizer):
+        room = self.config.decoder.max_positions
+        for piece in render(request, self.tokenizer, room):
             if isinstance(piece, MediaPlace):
                 item, token_id = self._medium(request, piece, taken.audio_projector or "", start=len(token_ids))
                 media.append(item)
@@ -122,7 +133,6 @@ class Processor:
             else:
                 token_ids.append(piece)
 
-        room = self.config.decoder.max_positions
         if len(token_ids) >= room:
             raise PromptError(f"the prompt is {len(token_ids)} tokens long; this model holds {room}: shorten it")
         return Row(tuple(token_ids), taken, tuple(media))
@@ -233,4 +243,5 @@ def _digest(header: str, content: bytes | memoryview) -> bytes:
 
 def _name(source: Any, position: str) -> str:
     """What errors call a medium: its place in the request, with the file's name where it has one."""
-    return f"{position} ({Path(source)})" if isinstance(source, str | Path) else position
+    name = source_name(source, "") if isinstance(source, str | os.PathLike) else ""
+    return f"{position} ({name})" if name else position

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from phi4mm.content import Content, MediaPlace, appended, is_blank, is_content, with_places
 from phi4mm.errors import PromptError
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.inputs.tools import calls_json, ordered_results, shown_tools
 from phi4mm.types import Request
-from phi4mm.validate import check_choice, check_strings, check_text
+from phi4mm.validate import check_choice, check_strings, check_text, shown, wrong
 
-_PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
 _TOOL_CALL_MARK = re.compile(r"(<\|/?tool_call\|>)")
-_TOOL_CALLS = re.compile(r"<\|tool_call\|>(.*?)(?:<\|/tool_call\|>|$)", re.DOTALL)
 _ROLES = {"user": "<|user|>", "assistant": "<|assistant|>", "tool": "<|tool_response|>"}
 
 TRANSCRIBE_PROMPT = "Transcribe the audio clip into text."
@@ -29,24 +30,16 @@ _BOTH_PROMPT = (
     "Use <sep> as a separator between the original transcript and the translation."
 )
 _SUMMARIZE_PROMPT = "Summarize the audio."  # the model card gives no wording for this
-_HOTWORDS = "{prompt} These words may occur: {words}."  # nor for this
-
-
-@dataclass(frozen=True)
-class MediaPlace:
-    """Where a medium's tokens go: ``kind`` is "image" or "audio", ``index`` counts from 0 among its kind."""
-
-    kind: str
-    index: int
-
+_HOTWORDS = " These words may occur: "  # nor for this
 
 Piece = int | MediaPlace
 
 
 def speech_prompt(
     task: str, language: str | None = None, *, prompt: str | None = None, hotwords: Sequence[str] = ()
-) -> str:
-    """The instruction of a speech task, in the model card's wording unless another is given.
+) -> Content:
+    """The instruction of a speech task, in the model card's wording unless another is given. Only ``prompt`` may place
+    the audio, with ``<|audio_1|>``: language and hot words are plain text.
 
     Args:
         task: "transcribe", "translate", "transcribe_translate" (both, separated by ``<sep>``) or "summarize".
@@ -67,51 +60,72 @@ def speech_prompt(
     check_text("to", language, or_none=True)
     check_text("prompt", prompt, or_none=True)
     check_strings("hotwords", hotwords, "words")
+    own = templates[task]
+    if prompt is None and ("{language}" in own) != (language is not None):
+        expected = "no language (to=None)" if language is not None else 'a language, such as to="German"'
+        raise PromptError(f"task {task!r} takes {expected}; got to={shown(language)}")
+    plain = [(_HOTWORDS, ", ".join(hotwords)), (".", "")] if hotwords else []
     if prompt is None:
-        if ("{language}" in templates[task]) != (language is not None):
-            expected = "no language (to=None)" if language is not None else 'a language, such as to="German"'
-            raise PromptError(f"task {task!r} takes {expected}; got to={language!r}")
-        prompt = templates[task].format(language=language)
-    return _HOTWORDS.format(prompt=prompt, words=", ".join(hotwords)) if hotwords else prompt
+        own, *ends = own.split("{language}")
+        plain = [*(pair for end in ends for pair in (("", language or ""), (end, ""))), *plain]
+    return appended(own if prompt is None else prompt, *plain)
 
 
-def render(request: Request, tokenizer: Tokenizer) -> list[Piece]:
+def render(request: Request, tokenizer: Tokenizer, max_tokens: int = sys.maxsize) -> list[Piece]:
     """The request as token ids and media places, ending where the answer begins.
 
+    Args:
+        request: what to render.
+        tokenizer: of the checkpoint.
+        max_tokens: that a prompt may have. A longer one is refused before it costs time.
+
     Raises:
-        PromptError: a turn, a tool or a placeholder is wrong.
+        PromptError: a turn, a tool or a placeholder is wrong, or the prompt is too long.
     """
     counts = {"image": len(request.images), "audio": len(request.audios)}
-    turns = [_turn(turn, number) for number, turn in enumerate(ordered_results(request.history), 1)]
-    placed = _placed([*turns, _Turn("user", request.text)], counts)
+    _check_length(2 * len(request.history) + sum(counts.values()), max_tokens)
+    turns = [_turn(turn, number, counts) for number, turn in enumerate(ordered_results(request.history), 1)]
+    question = with_places(request.text, counts)
+    opening = _opening(request)
+    texts = [text for _, text in opening] + [turn.calls for turn in turns]
+    texts += [part for parts in (question, *(turn.parts for turn in turns)) for part in parts if isinstance(part, str)]
+    _check_length(sum(map(len, texts)) // tokenizer.longest_token, max_tokens)
+
+    placed = [part for parts in (question, *(turn.parts for turn in turns)) for part in _places(parts)]
     _check_places(placed, counts)
-    # After the results of tools the answer is due, unless there is something to add.
-    if request.text or len(placed) < sum(counts.values()) or not turns or turns[-1].role != "tool":
-        turns.append(_Turn("user", request.text))
-
-    pieces: list[Piece] = []
-    tools = shown_tools(request)
-    if request.system is not None or tools:
-        pieces += [tokenizer.control("<|system|>"), *tokenizer.encode(request.system or "")]
-        if tools:
-            shown = tokenizer.encode(json.dumps(tools, ensure_ascii=False))
-            pieces += [tokenizer.control("<|tool|>"), *shown, tokenizer.control("<|/tool|>")]
-        pieces.append(tokenizer.control("<|end|>"))
-
     placed_kinds = {place.kind for place in placed}
-    for number, turn in enumerate(turns):
+    first = [MediaPlace(kind, index) for kind in counts if kind not in placed_kinds for index in range(counts[kind])]
+    question = (*first, *question)
+    # After the results of tools the answer is due, unless there is something to add.
+    if not (turns and turns[-1].role == "tool" and is_blank(question)):
+        turns.append(_Turn("user", question))
+
+    pieces: list[str | Piece] = []
+    for control, text in opening:
+        pieces += [tokenizer.control(control), text]
+    for turn in turns:
         pieces.append(tokenizer.control(_ROLES[turn.role]))
-        if number == len(turns) - 1:
-            for kind in ("image", "audio"):
-                if kind not in placed_kinds:
-                    pieces += [MediaPlace(kind, index) for index in range(counts[kind])]
-        pieces += _content(turn.role, turn.content, counts, tokenizer)
+        for part in turn.parts:
+            pieces += _assistant(part, tokenizer) if turn.role == "assistant" else [part]
         if turn.calls:
-            calls = tokenizer.encode(turn.calls)
-            pieces += [tokenizer.control("<|tool_call|>"), *calls, tokenizer.control("<|/tool_call|>")]
+            pieces += [tokenizer.control("<|tool_call|>"), turn.calls, tokenizer.control("<|/tool_call|>")]
         pieces.append(tokenizer.control("<|end|>"))
     pieces.append(tokenizer.control("<|assistant|>"))
-    return pieces
+    return tokenizer.join(pieces)
+
+
+def _check_length(least: int, max_tokens: int) -> None:
+    if least >= max_tokens:
+        raise PromptError(f"the prompt is at least {least} tokens long; this model holds {max_tokens}: shorten it")
+
+
+def _opening(request: Request) -> list[tuple[str, str]]:
+    """What comes before the turns: control tokens, each with the text that follows it."""
+    shown_to_model = shown_tools(request)
+    if request.system is None and not shown_to_model:
+        return []
+    tools = [("<|tool|>", json.dumps(shown_to_model, ensure_ascii=False)), ("<|/tool|>", "")] if shown_to_model else []
+    return [("<|system|>", request.system or ""), *tools, ("<|end|>", "")]
 
 
 @dataclass(frozen=True)
@@ -119,83 +133,46 @@ class _Turn:
     """A turn, and the JSON of the tool calls that end it."""
 
     role: str
-    content: str
+    parts: tuple[str | MediaPlace, ...]
     calls: str = ""
 
 
-def _turn(turn: Mapping[str, Any], number: int) -> _Turn:
-    role, content, calls = map(turn.get, ("role", "content", "tool_calls")) if isinstance(turn, Mapping) else [None] * 3
+def _turn(turn: Any, number: int, counts: Mapping[str, int]) -> _Turn:
+    values: Mapping[str, Any] = turn if isinstance(turn, Mapping) else {}
+    role, content, calls = values.get("role"), values.get("content"), values.get("tool_calls")
+    where = f"history turn {number}"
     if role == "assistant" and calls and content is None:
         content = ""
-    if role not in _ROLES or not isinstance(content, str):
-        raise PromptError(
-            f'history turn {number} is {turn!r:.80}; expected {{"role": one of {", ".join(_ROLES)}, "content": text}}'
-        )
-    where = f"history turn {number}"
+    known = isinstance(role, str) and role in _ROLES
+    if not known or not (is_content(content) if role == "user" else isinstance(content, str)):
+        raise wrong(where, turn, f'{{"role": one of {", ".join(_ROLES)}, "content": text}}')
     if calls and role != "assistant":
         raise PromptError(f"{where}: a turn of role {role} has tool_calls; only those of the assistant may")
-    return _Turn(role, content, calls_json(calls, where) if calls else "")
+    parts = with_places(content or "", counts) if role == "user" else (content or "",)
+    return _Turn(str(role), parts, calls_json(calls, where) if calls else "")
 
 
-def _placed(turns: Sequence[_Turn], counts: Mapping[str, int]) -> list[MediaPlace]:
-    """The media that the users' turns place, of the kinds that the request carries."""
-    return [
-        MediaPlace(kind, int(number) - 1)
-        for turn in turns
-        if turn.role == "user"
-        for kind, number in _PLACEHOLDER.findall(turn.content)
-        if counts[kind]
-    ]
+def _places(parts: Sequence[str | MediaPlace]) -> list[MediaPlace]:
+    return [part for part in parts if isinstance(part, MediaPlace)]
 
 
 def _check_places(placed: Sequence[MediaPlace], counts: Mapping[str, int]) -> None:
-    for place in placed:
-        name = f"<|{place.kind}_{place.index + 1}|>"
-        if not 0 <= place.index < counts[place.kind]:
-            raise PromptError(
-                f"the text places {name}, but the request carries {counts[place.kind]} {place.kind}(s); "
-                f"number them from 1, or pass the missing {place.kind}"
-            )
-        if placed.count(place) > 1:
-            raise PromptError(f"the text places {name} {placed.count(place)} times; place each {place.kind} once")
+    for place, times in Counter(placed).items():
+        if times > 1:
+            name = f"<|{place.kind}_{place.index + 1}|>"
+            raise PromptError(f"the text places {name} {times} times; place each {place.kind} once")
     for kind, count in counts.items():
         indices = {place.index for place in placed if place.kind == kind}
         missing = [str(index + 1) for index in range(count) if index not in indices]
         if indices and missing:
             raise PromptError(
-                f"the text places some {kind}s but not number {', '.join(missing)}; "
+                f"the text places some {kind}s but not number {', '.join(missing[:5])}; "
                 f"place every {kind} as <|{kind}_N|>, or none to put them all first"
             )
 
 
-def _content(role: str, content: str, counts: Mapping[str, int], tokenizer: Tokenizer) -> list[Piece]:
-    """A turn's text; only user turns place media, only assistant turns hold tool calls."""
-    pieces: list[Piece] = []
-    if role == "assistant":
-        for part in _TOOL_CALL_MARK.split(content):
-            pieces += [tokenizer.control(part)] if _TOOL_CALL_MARK.fullmatch(part) else tokenizer.encode(part)
-        return pieces
-    start = 0
-    if role == "user":
-        for match in _PLACEHOLDER.finditer(content):
-            kind = match[1]
-            if counts[kind]:
-                pieces += tokenizer.encode(content[start : match.start()])
-                pieces.append(MediaPlace(kind, int(match[2]) - 1))
-                start = match.end()
-    return pieces + list(tokenizer.encode(content[start:]))
-
-
-def parse_tool_calls(text: str) -> tuple[dict[str, Any], ...]:
-    """The calls in a reply: ``<|tool_call|>[{"name": ..., "arguments": {...}}]``, with or without ``<|/tool_call|>``.
-
-    Calls that are not valid JSON are left out; they remain readable in the reply's text.
-    """
-    calls: list[dict[str, Any]] = []
-    for match in _TOOL_CALLS.finditer(text):
-        try:
-            value = json.loads(match[1])
-        except json.JSONDecodeError:
-            continue
-        calls += [call for call in (value if isinstance(value, list) else [value]) if isinstance(call, dict)]
-    return tuple(calls)
+def _assistant(part: str | MediaPlace, tokenizer: Tokenizer) -> list[str | Piece]:
+    """A part of an assistant's turn: the marks of tool calls in it are control tokens."""
+    assert isinstance(part, str)  # only users' turns place media
+    texts = _TOOL_CALL_MARK.split(part)
+    return [tokenizer.control(text) if _TOOL_CALL_MARK.fullmatch(text) else text for text in texts]

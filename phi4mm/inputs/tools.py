@@ -8,7 +8,7 @@ from typing import Any
 
 from phi4mm.errors import PromptError
 from phi4mm.types import Request
-from phi4mm.validate import wrong
+from phi4mm.validate import shown, wrong
 
 # Types of the model card's parameters, which are Python's, in JSON schema's words.
 _TYPES = {
@@ -34,7 +34,7 @@ def flatten_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         dropped = {"strict", "type"} if tool.get("type") == "function" else {"strict"}
         made = {key: value for key, value in taken.items() if key not in dropped}
         try:
-            json.dumps(made)
+            json.dumps(made, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             message = f"tools: tool {number} cannot be written as JSON ({error}); use plain values, lists, dicts"
             raise PromptError(message) from error
@@ -97,7 +97,7 @@ def arguments_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": "object"}
     if not isinstance(parameters, Mapping):
         raise PromptError(
-            f"tools: the parameters of {tool['name']!r} are {parameters!r:.80}; expected a JSON schema of an object"
+            f"tools: the parameters of {tool['name']!r} are {shown(parameters)}; expected a JSON schema of an object"
         )
     if not _is_schema(parameters):
         return {
@@ -139,12 +139,12 @@ def calls_json(calls: Any, where: str) -> str:
         PromptError: they are something else.
     """
     if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
-        raise PromptError(f"{where}: tool_calls is {calls!r:.80}; expected a list of calls")
+        raise PromptError(f"{where}: tool_calls is {shown(calls)}; expected a list of calls")
     written = []
     for call in calls:
         inner = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-            raise PromptError(f"{where}: a tool call is {call!r:.80}; expected a name and arguments")
+            raise PromptError(f"{where}: a tool call is {shown(call)}; expected a name and arguments")
         arguments = inner.get("arguments", {})
         try:
             if isinstance(arguments, str):
@@ -165,10 +165,16 @@ def ordered_results(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
     """
     ordered: list[Mapping[str, Any]] = []
     places: dict[Any, int] = {}
-    first = 0  # of the results since the last calls
+    first, named = 0, False  # of the results since the last calls; whether one names its call
+
+    def settle() -> None:
+        if named:
+            ordered[first:] = sorted(ordered[first:], key=lambda one: places.get(one.get("tool_call_id"), len(places)))
+
     for number, turn in enumerate(history, 1):
         if not isinstance(turn, Mapping) or turn.get("role") != "tool":
-            places, first = _places(turn), number
+            settle()
+            places, first, named = _places(turn), number, False
             ordered.append(turn)
             continue
         ordered.append(turn)
@@ -176,10 +182,11 @@ def ordered_results(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
         if name is not None and places:
             if not isinstance(name, str) or name not in places:
                 raise PromptError(
-                    f"history turn {number}: tool_call_id {name!r:.80} is not among the calls of the turn before; "
-                    f"expected one of {', '.join(places)}"
+                    f"history turn {number}: tool_call_id {shown(name)} is not among the calls of the turn before; "
+                    f"expected one of {', '.join(list(places)[:20])}"
                 )
-            ordered[first:] = sorted(ordered[first:], key=lambda one: places.get(one.get("tool_call_id"), len(places)))
+            named = True
+    settle()
     return ordered
 
 

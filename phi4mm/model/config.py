@@ -6,8 +6,11 @@ The defaults are those of microsoft/Phi-4-multimodal-instruct (config.json and t
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from phi4mm.errors import AdapterError
 
 _LONG_FACTOR = (
     1.0, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649,
@@ -16,6 +19,7 @@ _LONG_FACTOR = (
     14.64173252, 16.37415215, 18.31155283, 20.47818807, 22.90118105, 25.61086418, 28.64115884, 32.03,
     32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97, 33.28, 33.49, 33.5, 44.16, 47.77,
 )  # fmt: skip
+_MAX_PATCHES_PER_SIDE = 512
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class DecoderConfig:
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}, and that of "
                 f"num_kv_heads {self.num_kv_heads}"
             )
+        if self.rotary_size < 2 or self.rotary_size % 2:
+            raise ValueError(
+                f"partial_rotary_factor {self.partial_rotary_factor} of a head of {self.head_size} rotates "
+                f"{self.rotary_size} dimensions, expected an even number"
+            )
         for name in ("short_factor", "long_factor"):
             factors = getattr(self, name)
             if factors and len(factors) != self.rotary_size // 2:
@@ -82,6 +91,19 @@ class VisionConfig:
     norm_eps: float = 1e-6
     feature_layer: int = -2
     max_crops: int = 36
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"the vision tower's hidden_size {self.hidden_size} must be a multiple of its {self.num_heads} heads"
+            )
+        if not -self.num_layers - 1 <= self.feature_layer <= self.num_layers:
+            raise ValueError(f"feature_layer is {self.feature_layer}, expected one of the {self.num_layers} layers")
+        if not 1 <= self.patches_per_side <= _MAX_PATCHES_PER_SIDE:
+            raise ValueError(
+                f"image_size {self.image_size} and patch_size {self.patch_size} make {self.patches_per_side} patches a "
+                f"side, expected 1 to {_MAX_PATCHES_PER_SIDE}"
+            )
 
     @property
     def num_used_layers(self) -> int:
@@ -117,6 +139,10 @@ class SpeechConfig:
     window_tokens: int = 500
 
     def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"the speech tower's hidden_size {self.hidden_size} must be a multiple of its {self.num_heads} heads"
+            )
         if self.time_reduction < 2 or self.time_reduction & (self.time_reduction - 1):
             raise ValueError(f"time_reduction {self.time_reduction} must be a power of two, 2 or more")
 
@@ -158,19 +184,42 @@ class FrontEndConfig:
             raise ValueError(f"peak_level {self.peak_level} must be over 0 and at most 1, or null")
 
 
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
-    """One LoRA adapter on qkv_proj, o_proj, gate_up_proj and down_proj of every decoder layer."""
+    """One LoRA adapter on qkv_proj, o_proj, gate_up_proj and down_proj of every decoder layer.
+
+    Raises:
+        AdapterError: the name is not one that an adapter, and its folder in a checkpoint, may have.
+    """
 
     name: str
     rank: int
     alpha: float
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_adapter_name(self.name)
+
     @property
     def scale(self) -> float:
         """What the low-rank update is multiplied with: alpha / rank."""
         return self.alpha / self.rank
+
+
+def check_adapter_name(name: object) -> None:
+    """Refuse what cannot name an adapter, nor the folder that it is saved in.
+
+    Raises:
+        AdapterError: it is no string, is longer than 100 characters or has characters that are not allowed.
+    """
+    if not isinstance(name, str) or not _ADAPTER_NAME.fullmatch(name) or name in (".", "..", "auto"):
+        raise AdapterError(
+            f"{name!r:.80} is not a name for an adapter; expected 1 to 100 letters (a to z), digits, '.', '_' or '-', "
+            "and not '.', '..' or 'auto'"
+        )
 
 
 VISION_ADAPTER = AdapterConfig("vision", rank=256, alpha=512.0)

@@ -51,12 +51,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         if options.host not in _LOOPBACK and not options.security.api_keys:
             logs.log("everybody who reaches this address may use the server: it has no API keys", logging.WARNING)
         service.thread_job(model.prepare_grammars)
-        scheme = "http" if options.tls_certificate is None else "https"
-        host, port = bound.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        logs.log(
-            "serving", url=f"{scheme}://{shown}:{port}", model=options.names[0], adapters=",".join(model.adapters.names)
-        )
         Server(make_app(service), options).run([bound])
     return 0
 

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from phi4mm import __version__
 from phi4mm.serve import errors
 from phi4mm.serve.auth import KeyCheck
-from phi4mm.serve.middleware import BodyLimit, RequestContext
+from phi4mm.serve.middleware import QUIET, BodyLimit, RequestContext
 from phi4mm.serve.openai import chat, completions, models, transcriptions
 from phi4mm.serve.origins import OriginCheck, is_local
 from phi4mm.serve.routes import adapters, health, page, tokenize
@@ -44,6 +44,8 @@ def make_app(service: Service) -> FastAPI:
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        # Spans and metrics go to OpenTelemetry's providers where there are any; its logs would hold what clients sent.
+        telemetry={"logs": False, "operation_spans": False, "exclude": lambda scope: scope.get("path") in QUIET},
         lifespan=lifespan,
         middleware=[  # from the outermost
             Middleware(

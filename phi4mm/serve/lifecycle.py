@@ -47,6 +47,13 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        log(
+            "serving",
+            url=f"{'https' if self.config.is_ssl else 'http'}://{f'[{host}]' if ':' in host else host}:{port}",
+            model=self._service.options.names[0],
+            adapters=",".join(self._service.adapters.names) or None,
+        )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal."""

@@ -19,7 +19,7 @@ from phi4mm.serve.metrics import Metrics
 from phi4mm.serve.sse import ClientGone
 
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_QUIET = frozenset({"/health", "/ready", "/metrics"})
+QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked for every few seconds
 CLIENT_GONE = 499  # as nginx logs it; nobody receives it
 UPLOAD_FOLDER = "/v1/audio/"  # whose bodies are multipart forms, which go to disk
 
@@ -70,7 +70,7 @@ class RequestContext:
                 self._metrics.request_failures.labels(str(status)).inc()
             log(
                 "request",
-                logging.DEBUG if scope["path"] in _QUIET else logging.INFO,
+                logging.DEBUG if scope["path"] in QUIET else logging.INFO,
                 method=scope.get("method", "WEBSOCKET"),
                 path=getattr(scope.get("route"), "path", None),  # the route's, as a path may hold anything
                 status=status,

@@ -36,7 +36,9 @@ SHORTEST_PAUSE = 0.05  # seconds; quieter moments within words, before a plosive
 LEAST_RANGE = 6.0  # dB; where loudness varies by less between two anchors there is no pause
 
 
-def align_words(client: Client, request: Request, token_ids: Sequence[int]) -> tuple[Word, ...] | None:
+def align_words(
+    client: Client, request: Request, token_ids: Sequence[int], speech: tuple[float, float]
+) -> tuple[Word, ...] | None:
     """The words of a reply, in seconds from the start of its audio.
 
     Prompt and reply are run once more, in one pass, over the encoded audio that is there already. Languages without
@@ -46,9 +48,10 @@ def align_words(client: Client, request: Request, token_ids: Sequence[int]) -> t
         client: of the engine, between whose steps the pass is made.
         request: with one audio, as ``(samples, sampling_rate)``.
         token_ids: of the reply.
+        speech: where it begins and ends.
 
     Returns:
-        Words in order, without overlap; ``None`` where the reply has more tokens than the audio.
+        Words in order, without overlap, within the speech; ``None`` where the reply has more tokens than the audio.
     """
     [(samples, rate)] = request.audios
     texts, tokens = _words(token_ids, client.processor.tokenizer)
@@ -58,14 +61,12 @@ def align_words(client: Client, request: Request, token_ids: Sequence[int]) -> t
     centres = _centres(client.engine.call(lambda core: _attention_to_audio(client.model, core, row, token_ids)))
     if centres is None:
         return None
-    speech = client.model.config.speech
-    assert speech is not None
-    seconds = speech.time_reduction / FRAMES_PER_SECOND  # an audio token's
+    encoder = client.model.config.speech
+    assert encoder is not None
+    seconds = encoder.time_reduction / FRAMES_PER_SECOND  # an audio token's
     anchors = [((centres[first] + 0.5) * seconds, (centres[last] + 0.5) * seconds) for first, last in tokens]
-    return tuple(
-        Word(text, round(start, 3), round(end, 3))
-        for text, (start, end) in zip(texts, _edges(samples, rate, anchors), strict=True)
-    )
+    times = _within(_edges(samples, rate, anchors), *speech)
+    return tuple(Word(text, start, end) for text, (start, end) in zip(texts, times, strict=True))
 
 
 def _words(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[list[str], list[tuple[int, int]]]:
@@ -168,6 +169,25 @@ def _edges(samples: np.ndarray, rate: int, anchors: Sequence[tuple[float, float]
         )
     ]
     return [(before[1] * STEP, after[0] * STEP) for before, after in pairwise(pauses)]
+
+
+def _within(times: Sequence[tuple[float, float]], begin: float, end: float) -> list[tuple[float, float]]:
+    """Times of consecutive words, none outside ``begin`` to ``end``. Those left without length share a neighbour's."""
+    inside = [(min(max(first, begin), end), min(max(last, begin), end)) for first, last in times]
+    shared: list[list[tuple[float, float]]] = []  # words with one among them that has a length
+    for time in inside:
+        if shared and (time[0] == time[1] or all(first == last for first, last in shared[-1])):
+            shared[-1].append(time)
+        else:
+            shared.append([time])
+    return [
+        (start + (stop - start) * place / len(words), start + (stop - start) * (place + 1) / len(words))
+        if len(words) > 1
+        else words[0]
+        for words in shared
+        for start, stop in [(words[0][0], words[-1][1])]
+        for place in range(len(words))
+    ]
 
 
 def _pause(levels: np.ndarray, begin: int, end: int, top: float, *, inner: bool) -> tuple[int, int]:

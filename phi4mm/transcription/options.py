@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from phi4mm.types import DecodingOptions
-from phi4mm.validate import check_bool, check_known, check_number, check_whole, wrong
+from phi4mm.validate import check_bool, check_known, check_number, check_whole, make_plain, wrong
 
 LONGEST_SUMMARY = 1800.0  # seconds: Phi-4-multimodal was trained to summarise up to 30 minutes
 
@@ -20,6 +20,7 @@ class SpeechOptions:
     Attributes:
         vad: find speech first and transcribe only that. ``False``: everything is transcribed, silence and noise too.
         channel: transcribe this one, counted from 0; ``None`` for the mean of all.
+        track: transcribe this sound track of a file, counted from 0; ``None`` for the one that players take.
         max_piece: the longest piece in seconds; ``None`` for what the checkpoint was trained on.
         min_silence: a pause of so many seconds ends a piece.
         vad_threshold: the probability at which speech begins.
@@ -37,6 +38,7 @@ class SpeechOptions:
 
     vad: bool = True
     channel: int | None = None
+    track: int | None = None
     max_piece: float | None = None
     min_silence: float = 1.0
     vad_threshold: float = 0.5
@@ -48,8 +50,10 @@ class SpeechOptions:
     word_timestamps: bool = False
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_bool("vad", self.vad)
         check_whole("channel", self.channel, 0, or_none=True)
+        check_whole("track", self.track, 0, or_none=True)
         check_number("max_piece", self.max_piece, 1.0, or_none=True)
         check_number("min_silence", self.min_silence, 0.0, open_below=True)
         check_number("vad_threshold", self.vad_threshold, 0.2, 1.0, open_above=True)
@@ -90,6 +94,7 @@ class TranscribeOptions(DecodingOptions, total=False):
 
     vad: bool
     channel: int | None
+    track: int | None
     max_piece: float | None
     min_silence: float
     vad_threshold: float

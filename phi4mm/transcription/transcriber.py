@@ -184,10 +184,14 @@ class Transcription:
     def _timed(self, piece: Piece, attempt: Attempt) -> tuple[Word, ...] | None:
         """The words of a piece, in seconds from the audio's start."""
         request = replace(self._request, audios=[(piece.samples, piece.sampling_rate)])
-        words = align_words(self._client, request, attempt.token_ids)
-        return words and tuple(
-            Word(word.text, round(piece.offset + word.start, 3), round(piece.offset + word.end, 3)) for word in words
-        )
+        speech = (piece.start - piece.offset, piece.end - piece.offset)
+        words = align_words(self._client, request, attempt.token_ids, speech)
+        begin, end = round(piece.start, 3), round(piece.end, 3)
+
+        def at(seconds: float) -> float:
+            return min(max(round(piece.offset + seconds, 3), begin), end)  # which rounding may leave
+
+        return words and tuple(Word(word.text, at(word.start), at(word.end)) for word in words)
 
 
 @dataclass(eq=False)

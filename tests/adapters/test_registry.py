@@ -89,7 +89,7 @@ def test_load_and_unload(engine: Engine, folder: Path, tmp_path: Path) -> None:
     assert engine.model.state_dict().keys() == before.keys()
 
 
-@pytest.mark.parametrize("name", ["", "auto", "speech+accent"])
+@pytest.mark.parametrize("name", ["", "auto", "speech+accent", "../accent", "org/accent", 5])
 def test_names_that_no_request_could_use(engine: Engine, folder: Path, name: str) -> None:
     with pytest.raises(AdapterError, match="is not a name for an adapter"):
         engine.adapters.load(name, folder)

@@ -12,6 +12,7 @@ import pytest
 
 from phi4mm.__main__ import main as ask
 from phi4mm.asr.__main__ import main as asr
+from phi4mm.asr.command import BUNDLED
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = ROOT / "assets" / "samples"
@@ -22,19 +23,21 @@ FILES = [str(SAMPLES / row["audio_filepath"]) for row in ROWS]
 def test_samples_are_transcribed_as_their_manifest_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert asr(FILES) == 0
     said, told = capsys.readouterr()
-    assert said.splitlines() == [row["text"] for row in ROWS]
-    assert told == ""
+    assert said.splitlines() == [f"{file}: {row['text']}" for file, row in zip(FILES, ROWS, strict=True)]
+    assert told == f"phi4mm.asr: {BUNDLED}\n"
+    assert asr([*FILES[:2], "--no-filename", "--quiet"]) == 0
+    assert capsys.readouterr() == (f"{ROWS[0]['text']}\n{ROWS[1]['text']}\n", "")
 
 
 def test_a_bad_file_is_one_line_and_the_others_come_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     bad = tmp_path / "page.wav"
     bad.write_text("<html>Not found</html>")
-    assert asr([FILES[0], str(bad), str(tmp_path / "gone.wav"), FILES[1]]) == 1
+    assert asr([FILES[0], str(bad), str(tmp_path / "gone.wav"), FILES[1], "--quiet", "--no-filename"]) == 1
     said, told = capsys.readouterr()
-    assert said.splitlines() == [ROWS[0]["text"], ROWS[1]["text"]]
+    assert said.splitlines() == [ROWS[0]["text"], "", "", ROWS[1]["text"]]
     assert len(told.splitlines()) == 2
-    assert f"{bad}: " in told.splitlines()[0]
-    assert "gone.wav" in told.splitlines()[1]
+    assert "gone.wav" in told.splitlines()[0]  # before the model is loaded
+    assert f"{bad}: " in told.splitlines()[1]
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +87,7 @@ def test_ask_streams_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_as_a_program_from_another_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "phi4mm.asr", FILES[0]]
+    command = [sys.executable, "-m", "phi4mm.asr", "--quiet", FILES[0]]
     result = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )

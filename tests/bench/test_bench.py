@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from phi4mm.bench.__main__ import Result, main, measures, table
+from phi4mm.bench import __main__ as command
+from phi4mm.bench.__main__ import main
 from phi4mm.bench.cases import PRESETS
+from phi4mm.bench.comparison import Result, measures, table
 
 
 @pytest.mark.slow
@@ -67,3 +69,13 @@ def test_a_second_question_is_set_beside_one_with_nothing_kept(tmp_path: Path) -
     name = "second question on one picture: first token"
     cold = rows[f"{name}, nothing kept"]["ours"]
     assert rows[f"{name}: times faster than with nothing kept"]["ours"] == pytest.approx(cold / rows[name]["ours"])
+
+
+def test_wrong_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuple(PRESETS) == command.PRESETS
+    assert main(["--only", "elephants"]) == 1
+    assert "phi4mm.bench: --only 'elephants': no row's name holds that; expected" in capsys.readouterr().err
+    for arguments in (["--threads", "0"], ["--repeats", "x"], ["--json", str(tmp_path)]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2

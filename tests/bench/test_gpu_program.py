@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from phi4mm.bench import gpu
+from phi4mm.bench import gpu_program
 from phi4mm.bench.gpu_report import Budget, Figure, OutOfTime, Report, need
 from phi4mm.bench.gpu_setting import tiny_setting
 
@@ -47,8 +47,10 @@ def test_what_goes_wrong_in_a_section_is_written_down(monkeypatch: pytest.Monkey
     def short(budget: Budget, report: Report) -> None:
         report.add(Figure("short", "time", 0.25, "s", port=0.5))
 
-    monkeypatch.setattr(gpu, "sections", lambda _: [("fails", 1, fails), ("long", 1, long), ("short", 1, short)])
-    report = gpu.run(tiny_setting(torch.device("cpu")), 10.0, tmp_path)
+    monkeypatch.setattr(
+        gpu_program, "sections", lambda _: [("fails", 1, fails), ("long", 1, long), ("short", 1, short)]
+    )
+    report = gpu_program.run(tiny_setting(torch.device("cpu")), 10.0, tmp_path)
     assert report.errors == {"fails": "RuntimeError: no such kernel"}
     assert report.skipped["long"].startswith("a long thing takes about 1000 s")
     assert not report.passed

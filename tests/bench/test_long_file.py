@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from phi4mm.bench.long_file import PAUSE, RATE, aligned_from, audible_from, read_manifest, write_long
+from phi4mm.bench.long_recording import PAUSE, RATE, aligned_from, audible_from, read_manifest, write_long
 
 SAMPLES = Path(__file__).parent.parent.parent / "assets" / "samples"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phi4mm.checkpoint import load_checkpoint, read_adapter, read_adapter_config, save_checkpoint
-from phi4mm.errors import CheckpointError
+from phi4mm.errors import CheckpointError, Phi4MMError
 from tests.checkpoint.microsoft import save_as_microsoft
 from tests.reference.transformers_port import Pair, make_pair
 
@@ -103,7 +104,7 @@ def test_unknown_tensors_are_counted(folder: Path) -> None:
     fails(folder, "12 unknown tensors: extra.0, ", "and 2 more")
 
 
-@pytest.mark.parametrize("level", [0, -0.3, 1.5])
+@pytest.mark.parametrize("level", [0.0, -0.3, 1.5])
 def test_peak_level_out_of_range(folder: Path, level: float) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["speech"]["peak_level"] = level
@@ -161,6 +162,100 @@ def test_index_that_points_outside_the_folder(folder: Path, name: str) -> None:
     fails(folder, "model.safetensors.index.json", repr(name), "outside the folder")
 
 
+def test_index_that_names_a_pickle(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    change_json(index, lambda values: values["weight_map"].update({"backbone.norm.weight": "pytorch_model.bin"}))
+    fails(folder, "names 'pytorch_model.bin'; only safetensors files are read")
+
+
+@pytest.mark.parametrize("suffix", ["bin", "pt", "pkl"])
+def test_adapter_that_is_pickled(transformers_folder: Path, suffix: str) -> None:
+    weights = transformers_folder / "speech-lora" / "adapter_model.safetensors"
+    weights.rename(weights.with_suffix(f".{suffix}"))
+    fails(transformers_folder, "speech-lora: only pickled weights")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "adapters/speech", "adapters"])
+def test_link_that_leads_outside_the_folder(folder: Path, name: str) -> None:
+    (folder / name).rename(folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere")
+    fails(folder, name.split("/")[-1], "outside the folder")
+
+
+def test_shard_that_is_a_link_outside_the_folder(transformers_folder: Path) -> None:
+    weights = transformers_folder / "model.safetensors"
+    weights.rename(transformers_folder.parent / "elsewhere.safetensors")
+    weights.symlink_to(transformers_folder.parent / "elsewhere.safetensors")
+    fails(transformers_folder, "model.safetensors", "elsewhere.safetensors, outside the folder")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "preprocessor_config.json"])
+def test_named_pipe(transformers_folder: Path, name: str) -> None:
+    (transformers_folder / name).unlink()
+    os.mkfifo(transformers_folder / name)
+    fails(transformers_folder, name, "not a regular file")
+
+
+def test_nested_too_deeply(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": ' + "[" * 100_000)
+    fails(folder, "config.json", "not readable as JSON")
+
+
+@pytest.mark.parametrize("name", ["../speech", "..", "a/b", "", "a b", "auto"])
+def test_adapter_with_a_name_that_is_a_path(folder: Path, name: str) -> None:
+    change_json(folder / "config.json", lambda values: values["adapters"][0].update(name=name))
+    fails(folder, "adapters[0].name", f"{name!r} is not a name for an adapter")
+
+
+def test_two_adapters_of_one_name(folder: Path) -> None:
+    change_json(folder / "config.json", lambda values: values["adapters"].append(values["adapters"][0]))
+    fails(folder, "the name 'vision' occurs twice")
+
+
+def test_adapter_folder_with_a_name_that_is_not_allowed(transformers_folder: Path) -> None:
+    (transformers_folder / "speech-lora").rename(transformers_folder / "my voice-lora")
+    fails(transformers_folder, "'my voice' is not a name", "rename the folder")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (
+            lambda values: values["vision"].update(image_token_id=300),
+            "image_token_id is 300, but the vocabulary has",
+        ),
+        (lambda values: values["speech"].update(audio_token_id=10**6), "audio_token_id is 1000000"),
+        (lambda values: values["speech"].update(audio_token_id=290), "image_token_id and audio_token_id are both 290"),
+        (lambda values: values["backbone"].update(stop_token_ids=[1, 301]), "a stop token's id is 301"),
+        (lambda values: values["backbone"].update(num_layers=1_000_000), "backbone.num_layers is 1000000"),
+        (lambda values: values["backbone"].update(norm_eps=float("nan")), "backbone.norm_eps is nan"),
+        (lambda values: values["backbone"].update(rope_theta=10**400), "backbone.rope_theta is 1000"),
+        (lambda values: values["backbone"].update(partial_rotary_factor=0.01), "rotates 0 dimensions"),
+    ],
+)
+def test_settings_out_of_bounds(folder: Path, change: Callable[[dict[str, Any]], object], part: str) -> None:
+    change_json(folder / "config.json", change)
+    fails(folder, "config.json", part)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "part"),
+    [
+        ({"added_tokens": [{"id": 300, "content": "<|x|>"}]}, "the id of '<|x|>' is 300, but the vocabulary has 300"),
+        ({"model": {"vocab": {"a": 0, "b": 999}}}, "the id of 'b' is 999"),
+        ({"added_tokens": [{"id": -1, "content": "<|x|>"}]}, "added_tokens[0].id is -1"),
+    ],
+)
+def test_tokenizer_beyond_the_vocabulary(folder: Path, tokenizer: dict[str, Any], part: str) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    fails(folder, "tokenizer.json", part)
+
+
+def test_generation_config_is_checked(microsoft_folder: Path) -> None:
+    (microsoft_folder / "generation_config.json").write_text('{"eos_token_id": ["x"]}')
+    fails(microsoft_folder, "generation_config.json: eos_token_id")
+
+
 def test_index_without_a_map(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("{}")
     fails(folder, "model.safetensors.index.json", "weight_map")
@@ -193,7 +288,7 @@ def test_tokenizer_in_the_old_format(folder: Path) -> None:
         (lambda values: values["backbone"].update(num_heads=0), ["config.json"]),
         (lambda values: values["backbone"].update(hidden_size="big"), ["config.json"]),
         (lambda values: values.pop("adapters"), ["adapters is missing"]),
-        (lambda values: values.update(adapters=[3]), ["adapters[0] is not an object"]),
+        (lambda values: values.update(adapters=[3]), ["adapters[0] is 3, expected an object"]),
         (lambda values: values["adapters"][0].update(rank=4), ["adapter_config.json", "r is 3", "expected 4"]),
         (lambda values: values["adapters"][0].update(name="medical"), ["medical", "adapter_config.json"]),
     ],
@@ -206,15 +301,15 @@ def test_own_config(folder: Path, change: Callable[[dict[str, Any]], object], pa
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"model_type": "llama"}, ["model_type is llama", "phi3"]),
+        ({"model_type": "llama"}, ["model_type is 'llama'", "phi3"]),
         ({"model_type": None}, ["model_type is absent"]),
         ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "'silu'"]),
         ({"attention_bias": True}, ["attention_bias"]),
         ({"head_dim": 8}, ["head_dim"]),
-        ({"hidden_size": None, "vocab_size": None}, ["missing: vocab_size, hidden_size"]),
+        ({"hidden_size": None, "vocab_size": None}, ["vocab_size is missing; hidden_size is missing"]),
         ({"hidden_size": -64}, ["hidden_size is -64"]),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, ["rope_type is 'linear'", "longrope"]),
-        ({"rope_parameters": {"rope_type": "longrope"}}, ["short_factor, long_factor"]),
+        ({"rope_parameters": {"rope_type": "longrope"}}, ["short_factor and long_factor"]),
         (
             {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
             ["config.json", "short_factor has 1 values"],
@@ -245,10 +340,10 @@ def test_attention_factor_of_its_own(transformers_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda values: values.pop("speech_lora"), ["missing: speech_lora"]),
+        (lambda values: values.pop("speech_lora"), ["speech_lora is missing"]),
         (lambda values: values["audio_processor"].update(name="other"), ["audio_processor", "'cascades'"]),
         (lambda values: values["audio_processor"]["config"].update(input_layer="conv2d"), ["'nemo_conv'"]),
-        (lambda values: values["audio_processor"]["config"].pop("attention_dim"), ["missing: attention_dim"]),
+        (lambda values: values["audio_processor"]["config"].pop("attention_dim"), ["config.attention_dim is missing"]),
         (lambda values: values["embd_layer"]["audio_embd_layer"].update(downsample_rate=2), ["downsample_rate is 2"]),
         (lambda values: values["embd_layer"]["image_embd_layer"].update(use_hd_transform=False), ["use_hd_transform"]),
         (lambda values: values["vision_lora"].update(r=4), ["lora_A.vision", "expected [4, 64], found [3, 64]"]),
@@ -268,7 +363,7 @@ def test_microsoft_config(microsoft_folder: Path, change: Callable[[dict[str, An
         ({"bias": "all"}, "bias is 'all'"),
         ({"rank_pattern": {"o_proj": 4}}, "rank_pattern"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"lora_alpha": None}, "missing: lora_alpha"),
+        ({"lora_alpha": None}, "lora_alpha is missing"),
     ],
 )
 def test_adapter_config(transformers_folder: Path, change: dict[str, Any], part: str) -> None:
@@ -301,6 +396,13 @@ def test_save_over_something(pair: Pair, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="not an empty folder"):
         save_checkpoint(pair.ours, folder, tokenizer_file=None)
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("layout", ["foo", "", None, "microsoft"])
+def test_save_in_a_layout_that_there_is_not(pair: Pair, tmp_path: Path, layout: Any) -> None:
+    with pytest.raises(Phi4MMError, match=r"layout is .*; expected one of phi4mm, transformers"):
+        save_checkpoint(pair.ours, tmp_path / "saved", tokenizer_file=None, layout=layout)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_save_that_fails_leaves_nothing(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

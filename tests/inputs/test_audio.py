@@ -246,7 +246,8 @@ BAD_SOURCES = {
     "NaN": ((np.full(800, np.nan), 16000), "NaN"),
     "infinite": ((np.full(800, np.inf), 16000), "infinite"),
     "beyond float32": ((np.full(800, 1e300), 16000), "infinite"),
-    "25 hours": ((np.zeros(25 * 3600 * 2, np.float32), 2), "longer than 24 hours"),
+    "25 hours": ((np.broadcast_to(np.float32(0), 25 * 3600 * 1000), 1000), "longer than 24 hours"),
+    "a few Hz": ((np.zeros(1000, np.float32), 2), "2 Hz, expected 1000"),
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phi4mm.errors import CheckpointError, PromptError
-from phi4mm.inputs.prompt import MediaPlace, parse_tool_calls, render, speech_prompt
+from phi4mm.inputs.prompt import MediaPlace, render, speech_prompt
 from phi4mm.inputs.tokenizer import TextStream, Tokenizer
 from phi4mm.types import Request, SamplingParams
 from tests.conftest import CONTROL_IDS, CONTROL_TOKENS
@@ -191,15 +192,6 @@ def test_request_of_mapping() -> None:
         Request.of(5)
 
 
-def test_tool_calls() -> None:
-    call = '[{"name": "f", "arguments": {"a": 1}}]'
-    expected = ({"name": "f", "arguments": {"a": 1}},)
-    assert parse_tool_calls(f"ok <|tool_call|>{call}<|/tool_call|> done") == expected
-    assert parse_tool_calls(f"<|tool_call|>{call}") == expected
-    assert parse_tool_calls("<|tool_call|>[{") == ()
-    assert parse_tool_calls(call) == ()
-
-
 def test_control_tokens_are_dropped_from_text_but_for_tool_calls(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("a"), CONTROL_IDS["<|end|>"], CONTROL_IDS["<|tool_call|>"], *tokenizer.encode("b")]
     assert tokenizer.decode(ids) == "a<|tool_call|>b"
@@ -220,3 +212,59 @@ def test_bad_tokenizer_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not a tokenizer"):
         Tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("word", ["<|audio_1|>", "<|image_1|>", "<|end|>"])
+def test_hotwords_and_language_are_plain_text(tokenizer: Tokenizer, word: str) -> None:
+    for text, around in (
+        (
+            speech_prompt("transcribe", hotwords=["a", word]),
+            "Transcribe the audio clip into text. These words may occur: a, {}.",
+        ),
+        (speech_prompt("translate", word), "Translate the audio to {}."),
+        (speech_prompt("transcribe", prompt="<|audio_1|>Write", hotwords=[word]), "Write These words may occur: {}."),
+    ):
+        rendered = readable(tokenizer, Request(text, audios=[AUDIO]))
+        assert rendered == f"<|user|>[audio 0]{around.format(word)}<|end|><|assistant|>"
+
+
+def test_only_ascii_digits_number_media(tokenizer: Tokenizer) -> None:
+    name = "<|image_\u0661|>"  # Arabic-Indic 1
+    assert render(Request(name, images=[IMAGE]), tokenizer)[2:-2] == tokenizer.encode(name)
+    assert readable(tokenizer, Request("<|image_01|>", images=[IMAGE])) == "<|user|>[image 0]<|end|><|assistant|>"
+    for digits in ("9" * 5000, "9" * 12):
+        with pytest.raises(PromptError, match=r"<\|image_999.*carries 1") as caught:
+            render(Request(f"<|image_{digits}|>", images=[IMAGE]), tokenizer)
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("x" * 10**8),
+        Request("x", system="x" * 10**8),
+        Request("x", tools=[{"name": "x" * 10**7}]),
+        Request("x", history=[{"role": "user", "content": "x"}] * 10**7),
+        Request("x", images=range(10**12)),
+        Request("x", history=[{"role": "user", "content": "x" * 400}] * 10),
+    ],
+    ids=["text", "system", "tools", "turns", "images", "sum"],
+)
+def test_long_prompts_are_refused_before_they_cost_time(tokenizer: Tokenizer, request_: Request) -> None:
+    encoded = []
+    tokenizer = cast("Tokenizer", Counting(tokenizer, encoded))
+    with pytest.raises(PromptError, match=r"at least \d+ tokens long; this model holds 2048: shorten it"):
+        render(request_, tokenizer, 2048)
+    assert sum(map(len, encoded)) < 4096
+
+
+class Counting:
+    """A tokenizer that keeps what it encoded."""
+
+    def __init__(self, tokenizer: Tokenizer, encoded: list[str]) -> None:
+        self.control, self.longest_token = tokenizer.control, tokenizer.longest_token
+        self._tokenizer, self._encoded = tokenizer, encoded
+
+    def join(self, parts: list[Any]) -> list[Any]:
+        self._encoded += [part for part in parts if isinstance(part, str)]
+        return self._tokenizer.join(parts)

@@ -24,10 +24,19 @@ SAMPLES = Path(__file__).parent.parent.parent / "assets" / "samples"
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs: its address, and what is behind it."""
+    """A server that runs: its address, what is behind it, and how a signal ends it."""
 
     url: str
     service: Service
+    server: Server
+    thread: threading.Thread
+
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive()
+
+    def stop(self, number: int) -> None:
+        self.server.handle_exit(number, None)
 
     def client(self, key: str = "none", **options: object) -> OpenAI:
         """OpenAI's client, which does not try again by itself."""
@@ -45,7 +54,7 @@ def running(model: Phi4MM, options: ServeOptions | None = None, *, fetcher: Fetc
         thread.start()
         wait_until(lambda: server.started)
         try:
-            yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", service)
+            yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", service, server, thread)
         finally:
             server.should_exit = True
             thread.join(20)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from phi4mm.content import MediaPlace
 from phi4mm.serve.errors import ApiError
 from phi4mm.serve.limits import Limits
 from phi4mm.serve.openai.messages import Conversation, Message, read_messages
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,a"}}
+IMAGE_1, IMAGE_2, AUDIO_1 = MediaPlace("image", 0), MediaPlace("image", 1), MediaPlace("audio", 0)
 AUDIO = {"type": "input_audio", "input_audio": {"data": "QQ==", "format": "wav"}}
 
 
@@ -29,28 +31,23 @@ def user(*parts: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ([text("a"), text("b")], "a\nb"),
-        ([IMAGE, text("a")], "<|image_1|>a"),
-        ([text("a"), IMAGE], "<|image_1|>a"),
-        ([AUDIO, text("a"), IMAGE], "<|image_1|><|audio_1|>a"),
-        ([text("a"), IMAGE, text("b"), IMAGE, AUDIO], "a<|image_1|>b<|image_2|><|audio_1|>"),
-        ([IMAGE, IMAGE, text("a")], "<|image_2|><|image_1|>a"),
-        ([AUDIO], "<|audio_1|>"),
+        ([text("a"), text("b")], ("a\nb",)),
+        ([IMAGE, text("a")], (IMAGE_1, "a")),
+        ([text("a"), IMAGE], (IMAGE_1, "a")),
+        ([AUDIO, text("a"), IMAGE], (IMAGE_1, AUDIO_1, "a")),
+        ([text("a"), IMAGE, text("b"), IMAGE, AUDIO], ("a", IMAGE_1, "b", IMAGE_2, AUDIO_1)),
+        ([IMAGE, IMAGE, text("a")], (IMAGE_1, IMAGE_2, "a")),
+        ([AUDIO], (AUDIO_1,)),
     ],
 )
-def test_media_of_a_turn(parts: list[Any], expected: str) -> None:
-    if expected.startswith("<|image_2|>"):
-        expected = "<|image_1|><|image_2|>a"
+def test_media_of_a_turn(parts: list[Any], expected: tuple[Any, ...]) -> None:
     assert read(user(*parts)).text == expected
 
 
 def test_media_of_all_turns_are_numbered_in_order() -> None:
     found = read(user(IMAGE, text("a")), {"role": "assistant", "content": "b"}, user(IMAGE, AUDIO, text("c")))
-    assert found.history == (
-        {"role": "user", "content": "<|image_1|>a"},
-        {"role": "assistant", "content": "b"},
-    )
-    assert found.text == "<|image_2|><|audio_1|>c"
+    assert found.history == ({"role": "user", "content": (IMAGE_1, "a")}, {"role": "assistant", "content": "b"})
+    assert found.text == (IMAGE_2, AUDIO_1, "c")
     assert [medium.param for medium in found.media] == [
         "messages[0].content[0].image_url",
         "messages[2].content[0].image_url",
@@ -58,11 +55,9 @@ def test_media_of_all_turns_are_numbered_in_order() -> None:
     ]
 
 
-def test_placeholders_of_the_users_own() -> None:
-    assert read(user(IMAGE, text("look: <|image_1|>!"))).text == "look: <|image_1|>!"
-    assert read(user(AUDIO, text("<|image_1|>"))).text == "<|audio_1|><|image_1|>"
-    found = read({"role": "system", "content": "<|image_1|>"}, user(IMAGE, text("a")))
-    assert (found.system, found.text) == ("<|image_1|>", "<|image_1|>a")
+def test_placeholders_in_text_are_data() -> None:
+    assert read(user(IMAGE, text("look: <|image_1|>!"))).text == (IMAGE_1, "look: <|image_1|>!")
+    assert read({"role": "system", "content": "<|image_1|>"}, user(text("a"))).system == "<|image_1|>"
 
 
 def test_roles() -> None:

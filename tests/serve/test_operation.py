@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -177,6 +178,28 @@ def test_a_slow_body_is_given_up(bundled: Phi4MM) -> None:
             )
             assert connection.recv(4096).startswith(b"HTTP/1.1 408")
         wait_until(lambda: server.service.admission.num_requests == 0)
+
+
+def test_what_does_not_end_in_time_is_told_so(endless: dict[str, Any]) -> None:
+    with Phi4MM.from_pretrained() as model, running(model, ServeOptions(drain_seconds=0.3)) as server:
+        stream = server.client().chat.completions.create(model="phi4mm", messages=QUESTION, stream=True, **endless)
+        next(iter(stream))
+        server.stop(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+        wait_until(lambda: server.service.admission.num_requests == 0)
+        wait_until(lambda: not server.alive)
+
+
+def test_https(bundled: Phi4MM, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    names = "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 {names} -keyout {key} -out {certificate}"
+    made = subprocess.run(command.split(), capture_output=True)
+    assert made.returncode == 0, made.stderr
+    with running(bundled, ServeOptions(tls_certificate=certificate, tls_key=key)) as server:
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        assert httpx2.get(server.url.replace("http:", "https:") + "/health", verify=trusted).status_code == 200
 
 
 @pytest.mark.slow

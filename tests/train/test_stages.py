@@ -18,6 +18,8 @@ from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.model.speech import SpeechTower
+from phi4mm.train import __main__ as command
+from phi4mm.train import stages
 from phi4mm.train.bank import PictureBank, write_bank
 from phi4mm.train.batches import collate
 from phi4mm.train.decoder import DecoderOptions, train_decoder
@@ -242,3 +244,15 @@ def test_export_refuses_a_changed_decoder(
     with pytest.raises(ValueError, match="sha256"):
         export(model, tokenizer_file, tmp_path / "checkpoint", expected_decoder=fingerprint(decoder))
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_the_command_knows_every_stage_and_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tuple(stages.STAGES) == command.STAGES
+    work, gone = str(tmp_path / "work"), str(tmp_path / "gone")
+    monkeypatch.setattr("sys.argv", ["train", "--data", gone, "--work", work, "--out", work])
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+    assert caught.value.code == 2
+    assert "gone: has no folder fsdd, an4, mini_librispeech, easy_vqa" in capsys.readouterr().err

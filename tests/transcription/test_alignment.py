@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from phi4mm import Phi4MM, PromptError, Transcript
 from phi4mm.inputs.audio import load_audio
 from phi4mm.inputs.tokenizer import Tokenizer
-from phi4mm.transcription.alignment import _centres, _edges, _words
+from phi4mm.transcription.alignment import _centres, _edges, _within, _words
 from phi4mm.types import Segment, Word
 
 SAMPLES = Path(__file__).parent.parent.parent / "assets" / "samples"
@@ -61,6 +63,23 @@ def test_steady_noise_has_no_pauses_but_words_do_not_overlap() -> None:
     assert edges[-1] <= 1.0
 
 
+@given(
+    edges=st.lists(st.integers(0, 40), min_size=2, max_size=20).map(sorted),
+    speech=st.tuples(st.integers(0, 40), st.integers(1, 20)),
+)
+def test_words_lie_within_their_speech(edges: list[int], speech: tuple[int, int]) -> None:
+    begin, end = speech[0] / 10, sum(speech) / 10
+    times = [(first / 10, last / 10) for first, last in zip(edges[::2], edges[1::2], strict=False)]
+    within = _within(times, begin, end)
+    assert len(within) == len(times)
+    flat = np.ravel(within)
+    assert (np.diff(flat) >= -1e-9).all()
+    assert flat[0] >= begin
+    assert flat[-1] <= end + 1e-9
+    if begin < np.max(times) and np.min(times) < end and np.ptp(np.clip(times, begin, end)):
+        assert all(first < last for first, last in within)
+
+
 def test_words_of_joined_clips_are_found(bundled: Phi4MM) -> None:
     """The clip's words begin where its copy was put; the bundled checkpoint, whole and in pieces."""
     clip = load_audio(SAMPLES / "telephone.flac").samples
@@ -75,6 +94,9 @@ def test_words_of_joined_clips_are_found(bundled: Phi4MM) -> None:
     errors = np.abs([word.start - start for word, start in zip(found, starts, strict=True)])
     assert np.median(errors) < 0.05
     assert errors.max() < 0.3
+    for one in transcript.segments:
+        assert one.words is not None
+        assert all(one.start <= word.start < word.end <= one.end for word in one.words)
     assert Transcript.from_dict(transcript.to_dict()) == transcript
     assert all(segment.words is None for segment in bundled.transcribe((clip, RATE)).segments)
 

@@ -20,7 +20,7 @@ from phi4mm.serve.media import MediaReader, Medium
 from phi4mm.serve.openai.messages import Conversation, Message, read_messages
 from phi4mm.serve.openai.sampling import SamplingBody, adapter_of, logprobs_of, sampling_options
 from phi4mm.serve.openai.tool_stream import CallDelta, Content, Delta, ToolStream
-from phi4mm.serve.openai.tools import call_id, text_before_calls, tool_options, wire_calls
+from phi4mm.serve.openai.tools import call_id, text_beside_calls, tool_options, wire_calls
 from phi4mm.serve.openai.wire import logprob_list, new_id, route_object, usage_object
 from phi4mm.serve.service import Service, service_of
 from phi4mm.serve.sse import DONE, EventStream, event, until_disconnect
@@ -151,7 +151,10 @@ class _Answer:
     def _choice(self, index: int, reply: Reply) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
         if self._calls(reply):
-            message |= {"content": text_before_calls(reply.text), "tool_calls": wire_calls(reply.tool_calls)}
+            message |= {
+                "content": text_beside_calls(reply.text, self.body.tools or ()),
+                "tool_calls": wire_calls(reply.tool_calls),
+            }
         return {
             "index": index,
             "message": message,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from phi4mm.content import Content, MediaPlace
 from phi4mm.serve.errors import bad_request
 from phi4mm.serve.limits import Limits
 from phi4mm.serve.media import Medium
 
-_PLACEHOLDER = re.compile(r"<\|(image|audio)_\d+\|>")
 _IMAGE_PARTS = ("image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
@@ -33,13 +32,13 @@ class Conversation:
     """What messages come to.
 
     Attributes:
-        text: of the last message, if it is the user's.
+        text: of the last message, if it is the user's, with the places of its media.
         history: the turns before, as ``phi4mm.Request`` has them.
         system: all system messages together.
-        media: of all turns, in their order; the turns of users place them.
+        media: of all turns, in their order.
     """
 
-    text: str
+    text: Content
     history: tuple[dict[str, Any], ...]
     system: str | None
     media: tuple[Medium, ...]
@@ -56,7 +55,7 @@ def read_messages(messages: Sequence[Message], limits: Limits, param: str = "mes
     """The conversation that messages make up.
 
     Media stand where their parts do: between texts, or at the beginning of their turn, images first, where no text
-    follows. Users who place media by ``<|image_1|>`` themselves, as in Python, place all of that kind.
+    follows. Text is data: ``<|image_1|>`` in it places nothing.
 
     Raises:
         ApiError: a part is of a kind that is not taken, or there are too many.
@@ -70,7 +69,7 @@ def read_messages(messages: Sequence[Message], limits: Limits, param: str = "mes
     for index, message in enumerate(messages):
         segments = _segments(message, f"{param}[{index}]")
         if message.role in ("system", "developer"):
-            system.append(_joined(segments, {}))
+            system.append(_text(segments))
             continue
         turn: dict[str, Any] = {"role": message.role}
         if message.role == "assistant" and message.tool_calls:
@@ -83,8 +82,11 @@ def read_messages(messages: Sequence[Message], limits: Limits, param: str = "mes
     check_text(texts, limits, param)
     media = [segment for _, segments in turns for segment in segments if isinstance(segment, Medium)]
     _check_counts(media, limits, param)
-    names = _places(media, turns)
-    history = tuple({**turn, "content": _joined(segments, names)} for turn, segments in turns)
+    places = _places(media)
+    history = tuple(
+        {**turn, "content": _content(segments, places) if turn["role"] == "user" else _text(segments)}
+        for turn, segments in turns
+    )
     last_is_user = bool(history) and history[-1]["role"] == "user"
     return Conversation(
         text=history[-1]["content"] if last_is_user else "",
@@ -166,25 +168,29 @@ def _check_counts(media: Sequence[Medium], limits: Limits, param: str) -> None:
             raise bad_request(f"{param}: {count} {kind}s; this server takes at most {most}", param, "over_limit")
 
 
-def _places(media: Sequence[Medium], turns: Sequence[tuple[dict[str, Any], list[Segment]]]) -> dict[int, str]:
-    """The placeholder of each medium, by its identity; none of a kind that users place themselves."""
-    texts = [one for turn, segments in turns if turn["role"] == "user" for one in segments if isinstance(one, str)]
-    own = {kind for text in texts for kind in _PLACEHOLDER.findall(text)}
+def _places(media: Sequence[Medium]) -> dict[int, MediaPlace]:
+    """The place of each medium, by its identity."""
     counts = {"image": 0, "audio": 0}
-    names: dict[int, str] = {}
+    places: dict[int, MediaPlace] = {}
     for medium in media:
+        places[id(medium)] = MediaPlace(medium.kind, counts[medium.kind])
         counts[medium.kind] += 1
-        names[id(medium)] = "" if medium.kind in own else f"<|{medium.kind}_{counts[medium.kind]}|>"
-    return names
+    return places
 
 
-def _joined(segments: Sequence[Segment], names: dict[int, str]) -> str:
-    """A turn's text: texts that follow each other stand on lines of their own."""
-    text, after_text = "", False
+def _content(segments: Sequence[Segment], places: dict[int, MediaPlace]) -> Content:
+    """A user's turn: texts that follow each other stand on lines of their own."""
+    parts: list[str | MediaPlace] = []
     for segment in segments:
-        if isinstance(segment, str):
-            text += f"\n{segment}" if after_text else segment
+        if not isinstance(segment, str):
+            parts.append(places[id(segment)])
+        elif parts and isinstance(parts[-1], str):
+            parts[-1] = f"{parts[-1]}\n{segment}"
         else:
-            text += names[id(segment)]
-        after_text = isinstance(segment, str)
-    return text
+            parts.append(segment)
+    return tuple(parts)
+
+
+def _text(segments: Sequence[Segment]) -> str:
+    """A turn that has no media."""
+    return "\n".join(str(segment) for segment in segments)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from phi4mm.serve.openai.tools import MARKS
+
+_MAY_BE_CALL = re.compile(r"^[ ]*(?:[\[{]|```)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ Delta = Content | CallDelta
 class ToolStream:
     """Takes the pieces of a reply that may call tools.
 
-    A reply that begins as JSON does is held back until its end, as it may be a call without a mark.
+    From a line on that begins as JSON or a fence does, text is held back until its end, as it may be a call without a
+    mark.
     """
 
     def __init__(self) -> None:
@@ -54,8 +58,9 @@ class ToolStream:
             self._sent = place
             self._calls = _CallScanner()
             yield from self._calls.push(self._text[place + len(mark) - mark.endswith("[") :])
-        elif not self._text.lstrip().startswith(("{", "[", "`")):
-            end = len(self._text) - _held_back(self._text)
+        else:
+            begins = _MAY_BE_CALL.search(self._text)
+            end = begins.start() if begins else len(self._text) - _held_back(self._text)
             if self._text[:end].strip() and end > self._sent:
                 yield Content(self._text[self._sent : end])
                 self._sent = end

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from phi4mm.inputs.tool_calls import parse_tool_calls
 from phi4mm.serve.errors import bad_request
 from phi4mm.serve.limits import Limits
 from phi4mm.serve.openai.sampling import check_bytes
@@ -93,7 +94,7 @@ def wire_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def text_before_calls(text: str) -> str | None:
-    """What a reply with tool calls says beside them."""
-    places = [place for place in map(text.find, MARKS) if place >= 0]
-    return text[: min(places)].strip() or None if places else None
+def text_beside_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> str | None:
+    """What a reply with tool calls has beside them."""
+    rest, _ = parse_tool_calls(text, tools)
+    return rest.strip() or None
