@@ -4,6 +4,8 @@ import { announce, byId, el } from "./dom.js";
 import { markdown } from "./markdown.js";
 import { copy, showCode } from "./code.js";
 
+const LEAST_SECONDS = 0.002; // between the first and the last token, for a speed: a shorter time is that of one read
+
 export class Answer {
   constructor(log) {
     this.text = "";
@@ -21,7 +23,7 @@ export class Answer {
     if (chunk.usage) this.tokens = chunk.usage.completion_tokens;
     const [choice] = chunk.choices;
     if (!choice) return;
-    if (choice.finish_reason) this.reason = choice.finish_reason;
+    if (choice.finish_reason) [this.reason, this.last] = [choice.finish_reason, performance.now()];
     if (choice.delta.content) this.text += choice.delta.content;
     for (const part of choice.delta.tool_calls ?? []) this.takeCall(part);
     if (choice.delta.content || choice.delta.tool_calls) {
@@ -58,7 +60,7 @@ export class Answer {
     const shown = [];
     if (this.route) shown.push(...routeChips(this.route));
     if (this.first) shown.push(el("span", {}, `first token ${duration((this.first - this.began) / 1000)}`));
-    if (this.tokens > 1 && seconds > 0) shown.push(el("span", { className: "speed" }, `${rate((this.tokens - 1) / seconds)} tokens/s`));
+    if (this.tokens > 1 && seconds > LEAST_SECONDS) shown.push(el("span", { className: "speed" }, `${rate((this.tokens - 1) / seconds)} tokens/s`));
     if (this.tokens) shown.push(el("span", {}, `${this.tokens} token${this.tokens === 1 ? "" : "s"}`));
     if (stopped) shown.push(el("span", {}, "stopped"));
     if (this.reason === "length") shown.push(el("span", {}, "cut at the most new tokens"));

@@ -9,9 +9,11 @@ import { srt } from "./subtitles.js";
 const RATE = 24_000; // that of OpenAI's audio/pcm
 const LAST_SECONDS = 20; // that the end of what was spoken may take
 let session = null;
+let hush = null; // what stands there before anything is spoken
 let lines = new Map(); // by item: {start, end, text, isFinal}, and its elements
 
 export function startCaptions() {
+  hush = byId("caption-lines").firstElementChild;
   byId("captions-start").addEventListener("click", () => (session ? session.stop() : begin()));
   byId("captions-clear").addEventListener("click", () => clear());
   byId("captions-save").addEventListener("click", () => download("captions.srt", srt([...lines.values()].filter((line) => line.text.trim()))));
@@ -25,8 +27,8 @@ export function stopCaptions() {
 }
 
 async function begin() {
-  clear();
   session = new Session();
+  clear();
   byId("captions-start").textContent = "Stop captions";
   state("Connecting");
   try {
@@ -38,7 +40,7 @@ async function begin() {
 
 function clear() {
   lines = new Map();
-  byId("caption-lines").replaceChildren();
+  byId("caption-lines").replaceChildren(session ? "" : hush);
   for (const id of ["captions-save", "captions-clear"]) byId(id).hidden = true;
 }
 

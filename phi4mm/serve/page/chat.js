@@ -6,7 +6,7 @@ import { chatCode } from "./code.js";
 import { announce, byId, el, icon, isAbort, toast } from "./dom.js";
 import { contentPart, filesOf, kindOf } from "./media.js";
 import { recordButton } from "./recorder.js";
-import { SettingsError, settingFields, systemPrompt } from "./settings.js";
+import { SettingsError, isAlone, settingFields, systemPrompt } from "./settings.js";
 
 const SAMPLES = 6;
 let history = []; // OpenAI's messages
@@ -139,14 +139,15 @@ async function answer(messages, names, fields) {
   const { signal } = running;
   setBusy(true);
   const system = systemPrompt();
+  const earlier = isAlone() && messages[0].role === "user" ? [] : history;
   const body = {
-    ...modelFields(),
-    messages: [...(system ? [{ role: "system", content: system }] : []), ...history, ...messages],
+    ...modelFields(byId("adapter")),
+    messages: [...(system ? [{ role: "system", content: system }] : []), ...earlier, ...messages],
     ...fields,
     stream: true,
     stream_options: { include_usage: true },
   };
-  const allNames = [...fileNames, ...names];
+  const allNames = [...(earlier === history ? fileNames : []), ...names];
   const mine = history;
   const shown = new Answer(byId("log"));
   scroller().scrollTop = scroller().scrollHeight;
@@ -167,7 +168,7 @@ async function answer(messages, names, fields) {
   shown.end({ stopped, code: () => chatCode(body, allNames) });
   scroller().scrollTop = scroller().scrollHeight;
   if (mine !== history) return; // a new chat has begun
-  history.push(...messages, replyMessage(shown));
+  history = [...earlier, ...messages, replyMessage(shown)];
   fileNames = allNames;
   if (shown.calls.length && !stopped) resultForms(shown, (results) => returnResults(shown.calls, results, fields));
 }
@@ -189,9 +190,9 @@ function setBusy(busy) {
   if (!busy && (document.activeElement === document.body || document.activeElement === byId("stop"))) byId("prompt").focus();
 }
 
-/** The fields for the adapter that is chosen. */
-export function modelFields() {
-  const chosen = byId("adapter").value;
+/** The fields for what an adapter chooser shows; without one, those of the model itself. */
+export function modelFields(chooser = null) {
+  const chosen = chooser?.value ?? "auto";
   if (chosen === "none") return { model: baseModel, adapter: null };
   return { model: chosen === "auto" ? baseModel : chosen };
 }
@@ -202,14 +203,20 @@ export async function loadModels() {
   const own = data.filter((model) => !model.parent);
   baseModel = own[0].id;
   byId("served").textContent = own.map((model) => model.id).find((name) => name !== "phi4mm") ?? "";
-  const chosen = byId("adapter").value;
-  const options = [["auto", "Automatic"], ["none", "None"], ...data.filter((model) => model.parent).map(({ id }) => [id, id])];
-  byId("adapter").replaceChildren(...options.map(([value, text]) => el("option", { value, selected: value === chosen }, text)));
+  const adapters = data.filter((model) => model.parent).map(({ id }) => [id, id]);
+  fill(byId("adapter"), [["auto", "Automatic"], ["none", "None"], ...adapters]);
+  fill(byId("speech-adapter"), [["auto", "Automatic"], ...adapters]);
+}
+
+function fill(chooser, options) {
+  const chosen = chooser.value;
+  chooser.replaceChildren(...options.map(([value, text]) => el("option", { value, selected: value === chosen }, text)));
 }
 
 /** The samples that the server has, else what can be done without. */
 export function showSamples(samples) {
   byId("note").hidden = !samples.length;
+  byId("alone").checked = samples.length > 0; // their model was trained on single questions
   const spoken = samples.filter((one) => one.audio && !one.image).map((one) => ({ ...one, question: "Transcribe the audio clip into text.", words: "Transcribe a recording" }));
   const pictures = samples.filter((one) => one.image);
   const first = pictures.filter((one, index) => pictures.findIndex((other) => other.image === one.image && other.audio === one.audio) === index);
@@ -220,13 +227,13 @@ export function showSamples(samples) {
 function sampleCard({ image, audio, question, words }) {
   const mark = () => el("span", { className: "mark" }, icon(image ? "microphone" : "sound"));
   const picture = image ? el("img", { className: "picture", src: `static/samples/${image}`, alt: "" }) : mark();
-  const kind = image && audio ? "picture and spoken question" : image ? "picture" : "recording";
+  const kind = image && audio ? "picture and recording" : (image ?? audio);
   const text = image && audio ? "" : question;
   const run = async () => {
     const files = await Promise.all([image, audio].filter(Boolean).map(sampleFile));
     use(text, files);
   };
-  const shown = words ?? (text ? text[0].toUpperCase() + text.slice(1) : "A question, asked aloud");
+  const shown = words ?? (text ? text[0].toUpperCase() + text.slice(1) : "A spoken question");
   return card(el("span", { className: "pair" }, picture, image && audio ? mark() : null), shown, kind, run);
 }
 

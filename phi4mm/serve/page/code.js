@@ -68,7 +68,7 @@ function client() {
   return apiKey.get() ? [`client = OpenAI(base_url=${base})  # the key is taken from OPENAI_API_KEY`] : [`client = OpenAI(base_url=${base}, api_key="none")`];
 }
 
-export function transcriptionCode(task, fields, name) {
+export function transcriptionCode({ task, fields }, name) {
   const given = fields.filter(([, value]) => !(value instanceof File));
   const curl = [`curl ${shell(address(`v1/audio/${task}`))} \\`];
   if (apiKey.get()) curl.push('  -H "Authorization: Bearer $OPENAI_API_KEY" \\');
@@ -78,7 +78,7 @@ export function transcriptionCode(task, fields, name) {
     if (field.endsWith("[]")) (grouped[field.slice(0, -2)] ??= []).push(value);
     else grouped[field] = value;
   }
-  if (task === "translations") grouped.extra_body = take(grouped, ["timestamp_granularities", "keywords", "language"]);
+  if (task === "translations") grouped.extra_body = take(grouped, ["to"]);
   const options = Object.entries(grouped).filter(([, value]) => value !== undefined);
   const text = [
     "from pathlib import Path", "", "from openai import OpenAI", "", ...client(), `reply = client.audio.${task}.create(`, `    file=Path(${python(name, 1)}),`,

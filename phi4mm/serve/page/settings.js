@@ -38,7 +38,8 @@ export function startSettings() {
   });
   for (const id of ["tools", "constraint"]) byId(id).addEventListener("input", () => (byId(`${id}-error`).textContent = ""));
   byId("settings-reset").addEventListener("click", () => {
-    for (const field of byId("settings").querySelectorAll("input, textarea")) field.value = "";
+    for (const field of byId("settings").querySelectorAll("input:not([type=checkbox]), textarea")) field.value = "";
+    byId("alone").checked = false;
     byId("tool_choice").value = "auto";
     byId("output").value = "text";
     showConstraint();
@@ -57,6 +58,9 @@ function showConstraint() {
   byId("constraint-name").textContent = kind === "regex" ? "Regular expression" : "JSON schema";
   byId("constraint-error").textContent = "";
 }
+
+/** Whether earlier messages are left out. */
+export const isAlone = () => byId("alone").checked;
 
 export const systemPrompt = () => byId("system").value.trim();
 

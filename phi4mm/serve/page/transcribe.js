@@ -58,19 +58,21 @@ export async function transcribe(files) {
   return undefined;
 }
 
-function fieldsOf(file) {
+/** The endpoint and the fields of a file's form, by the options. */
+function requestFor(file) {
   const fields = [["file", file]];
-  const model = modelFields().model;
+  const { model } = modelFields(byId("speech-adapter"));
   if (model) fields.push(["model", model]);
-  const language = byId("language").value.trim();
-  if (language) fields.push(["language", language]);
+  const to = byId("task").value;
+  if (to) return { task: "translations", fields: [...fields, ["to", to], ["response_format", "verbose_json"]] };
   for (const keyword of byId("keywords").value.split(",")) if (keyword.trim()) fields.push(["keywords[]", keyword.trim()]);
-  if (byId("speakers").checked) return [...fields, ["response_format", "diarized_json"]];
-  return [...fields, ["response_format", "verbose_json"], ["timestamp_granularities[]", "word"], ["timestamp_granularities[]", "segment"]];
+  if (byId("speakers").checked) return { task: "transcriptions", fields: [...fields, ["response_format", "diarized_json"]] };
+  const times = [["timestamp_granularities[]", "word"], ["timestamp_granularities[]", "segment"]];
+  return { task: "transcriptions", fields: [...fields, ["response_format", "verbose_json"], ...times] };
 }
 
 /** The server's object, with the seconds that it took as `took`. */
-async function ask(task, fields, signal) {
+async function ask({ task, fields }, signal) {
   const form = new FormData();
   for (const [name, value] of fields) form.append(name, value);
   const began = performance.now();
@@ -79,13 +81,13 @@ async function ask(task, fields, signal) {
 }
 
 async function one(file, signal) {
-  const [task, fields] = [byId("task").value, fieldsOf(file)];
+  const request = requestFor(file);
   byId("batch").hidden = true;
   const cancel = el("button", { type: "button", className: "quiet", onclick: stopTranscription }, "Stop");
   byId("progress").replaceChildren(el("span", {}, `Transcribing ${file.name}`), cancel);
   try {
-    const result = await ask(task, fields, signal);
-    byId("transcript").replaceChildren(sheet(file, result, factsOf(result), () => showCode(transcriptionCode(task, fields, file.name))));
+    const result = await ask(request, signal);
+    byId("transcript").replaceChildren(sheet(file, result, factsOf(result), () => showCode(transcriptionCode(request, file.name))));
     announce("The transcript is complete.");
   } catch (error) {
     if (isAbort(error)) byId("transcript").replaceChildren(el("p", { className: "muted" }, "Stopped."));
@@ -101,7 +103,6 @@ function factsOf({ duration: length, took }) {
 }
 
 async function several(files, signal) {
-  const task = byId("task").value;
   results = files.map((file) => ({ file }));
   const rows = results.map((entry) => row(entry));
   byId("batch-rows").replaceChildren(...rows.map((shown) => shown.element));
@@ -114,7 +115,8 @@ async function several(files, signal) {
       const entry = results[index];
       rows[index].show("Transcribing");
       try {
-        entry.result = await ask(task, fieldsOf(entry.file), signal);
+        entry.request = requestFor(entry.file);
+        entry.result = await ask(entry.request, signal);
       } catch (error) {
         entry.error = isAbort(error) ? "stopped" : error.message;
       }
@@ -135,7 +137,7 @@ function row(entry) {
   const text = el("td", { className: "muted" }, "Waiting");
   const name = el("td", {}, pathOf(entry.file));
   const open = () => {
-    byId("transcript").replaceChildren(sheet(entry.file, entry.result, factsOf(entry.result), () => showCode(transcriptionCode(byId("task").value, fieldsOf(entry.file), entry.file.name))));
+    byId("transcript").replaceChildren(sheet(entry.file, entry.result, factsOf(entry.result), () => showCode(transcriptionCode(entry.request, entry.file.name))));
     byId("transcript").scrollIntoView({ block: "nearest" });
   };
   const show = (state) => {
