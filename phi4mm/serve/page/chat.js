@@ -170,7 +170,7 @@ async function answer(messages, names, fields) {
   if (mine !== history) return; // a new chat has begun
   history = [...earlier, ...messages, replyMessage(shown)];
   fileNames = allNames;
-  if (shown.calls.length && !stopped) resultForms(shown, (results) => returnResults(shown.calls, results, fields));
+  if (shown.calls.length && shown.reason === "tool_calls") resultForms(shown, (results) => returnResults(shown.calls, results, fields));
 }
 
 function replyMessage({ text, calls }) {
