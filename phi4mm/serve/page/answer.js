@@ -63,7 +63,7 @@ export class Answer {
     if (this.tokens > 1 && seconds > LEAST_SECONDS) shown.push(el("span", { className: "speed" }, `${rate((this.tokens - 1) / seconds)} tokens/s`));
     if (this.tokens) shown.push(el("span", {}, `${this.tokens} token${this.tokens === 1 ? "" : "s"}`));
     if (stopped) shown.push(el("span", {}, "stopped"));
-    if (this.reason === "length") shown.push(el("span", {}, "cut at the most new tokens"));
+    if (this.reason === "length") shown.push(el("span", {}, "ended by the token limit"));
     const actions = el("span", { className: "actions" });
     if (this.text) actions.append(el("button", { type: "button", className: "quiet", onclick: () => copy(this.text) }, "Copy"));
     actions.append(el("button", { type: "button", className: "quiet code", onclick: () => showCode(code()) }, "Code"));

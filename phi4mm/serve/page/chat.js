@@ -4,7 +4,7 @@ import { call, events } from "./api.js";
 import { Answer, resultForms } from "./answer.js";
 import { chatCode } from "./code.js";
 import { announce, byId, el, icon, isAbort, toast } from "./dom.js";
-import { contentPart, filesOf, kindOf } from "./media.js";
+import { contentPart, kindOf } from "./media.js";
 import { recordButton } from "./recorder.js";
 import { SettingsError, isAlone, settingFields, systemPrompt } from "./settings.js";
 
@@ -33,11 +33,6 @@ export function startChat({ openSettings }) {
   byId("clear").addEventListener("click", clear);
   byId("attach").addEventListener("click", () => byId("files").click());
   byId("files").addEventListener("change", ({ target }) => (attach([...target.files]), (target.value = "")));
-  document.addEventListener("paste", async (event) => {
-    if (byId("chat").hidden || !event.clipboardData.files.length) return;
-    event.preventDefault();
-    attach(await filesOf(event.clipboardData));
-  });
   recorder = recordButton(byId("record"), byId("recording"), (file) => (attach([file]), prompt.focus()), toast);
 }
 

@@ -97,24 +97,34 @@ function startDrops() {
   document.addEventListener("dragenter", (event) => hasFiles(event) && show(++depth > 0));
   document.addEventListener("dragleave", (event) => hasFiles(event) && show(--depth > 0));
   document.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
-  document.addEventListener("drop", async (event) => {
+  document.addEventListener("drop", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
     depth = 0;
     show(false);
-    try {
-      const files = await filesOf(event.dataTransfer);
-      if (byId("chat").hidden) {
-        byId("tab-transcribe").click();
-        await transcribe(files);
-      } else {
-        attach(files);
-        byId("prompt").focus();
-      }
-    } catch (error) {
-      toast(`What was dropped cannot be read: ${error.message}`);
-    }
+    take(event.dataTransfer);
   });
+  document.addEventListener("paste", (event) => {
+    if (!event.clipboardData.files.length) return; // text goes where it is pasted
+    event.preventDefault();
+    take(event.clipboardData);
+  });
+}
+
+/** Files are attached in the chat, and transcribed elsewhere. */
+async function take(transfer) {
+  try {
+    const files = await filesOf(transfer);
+    if (byId("chat").hidden) {
+      byId("tab-transcribe").click();
+      await transcribe(files);
+    } else {
+      attach(files);
+      byId("prompt").focus();
+    }
+  } catch (error) {
+    toast(`These files cannot be read: ${error.message}`);
+  }
 }
 
 function startKeys() {

@@ -23,7 +23,7 @@ export function startTranscribe() {
   recordButton(byId("record-audio"), byId("recording-audio"), (file) => transcribe([file]), toast);
   byId("batch-stop").addEventListener("click", stopTranscription);
   byId("batch-csv").addEventListener("click", () => {
-    const rows = results.map(({ file, result, error }) => [pathOf(file), result?.duration?.toFixed(2), result?.text, error]);
+    const rows = entries.map(({ file, result, error }) => [pathOf(file), result?.duration?.toFixed(2), result?.text, error]);
     download("transcripts.csv", csv([["file", "seconds", "text", "error"], ...rows]), "text/csv");
   });
 }
@@ -84,16 +84,21 @@ async function one(file, signal) {
   const request = requestFor(file);
   byId("batch").hidden = true;
   const cancel = el("button", { type: "button", className: "quiet", onclick: stopTranscription }, "Stop");
-  byId("progress").replaceChildren(el("span", {}, `Transcribing ${file.name}`), cancel);
+  const seconds = el("span", { "aria-hidden": "true" });
+  byId("progress").replaceChildren(el("span", {}, `Transcribing ${file.name}`), seconds, cancel);
+  const began = Date.now();
+  const timer = setInterval(() => (seconds.textContent = clock((Date.now() - began) / 1000)), 1000);
   try {
     const result = await ask(request, signal);
     byId("transcript").replaceChildren(sheet(file, result, factsOf(result), () => showCode(transcriptionCode(request, file.name))));
     announce("The transcript is complete.");
   } catch (error) {
+    if (running?.signal !== signal) return; // another has begun
     if (isAbort(error)) byId("transcript").replaceChildren(el("p", { className: "muted" }, "Stopped."));
     else byId("transcript").replaceChildren(el("div", { className: "problem", role: "alert" }, el("span", {}, error.message), el("button", { type: "button", onclick: () => transcribe([file]) }, "Try again")));
   } finally {
-    byId("progress").replaceChildren();
+    clearInterval(timer);
+    if (running?.signal === signal) byId("progress").replaceChildren();
   }
 }
 
@@ -103,8 +108,8 @@ function factsOf({ duration: length, took }) {
 }
 
 async function several(files, signal) {
-  results = files.map((file) => ({ file }));
-  const rows = results.map((entry) => row(entry));
+  const entries = (results = files.map((file) => ({ file })));
+  const rows = entries.map((entry) => row(entry));
   byId("batch-rows").replaceChildren(...rows.map((shown) => shown.element));
   byId("batch").hidden = false;
   byId("batch-stop").hidden = false;
@@ -112,7 +117,7 @@ async function several(files, signal) {
   const worker = async () => {
     while (next < files.length && !signal.aborted) {
       const index = next++;
-      const entry = results[index];
+      const entry = entries[index];
       rows[index].show("Transcribing");
       try {
         entry.request = requestFor(entry.file);
@@ -121,15 +126,16 @@ async function several(files, signal) {
         entry.error = isAbort(error) ? "stopped" : error.message;
       }
       rows[index].show();
+      if (running?.signal !== signal) return; // another has begun
       byId("progress").textContent = `${++finished} of ${files.length} files`;
     }
   };
   byId("progress").textContent = `0 of ${files.length} files`;
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
-  if (signal.aborted && byId("batch-rows").firstChild !== rows[0].element) return; // another table stands there now
+  if (running?.signal !== signal) return;
   byId("batch-stop").hidden = true;
   byId("progress").textContent = "";
-  announce(`${results.filter((entry) => entry.result).length} of ${files.length} files are transcribed.`);
+  announce(`${entries.filter((entry) => entry.result).length} of ${files.length} files are transcribed.`);
 }
 
 function row(entry) {
