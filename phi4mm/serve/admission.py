@@ -71,6 +71,8 @@ class Admission:
         self._mean_seconds = 1.0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._num_live = 0
+        self._max_live = limits.max_live_sessions
         self.draining = False
         self._room: dict[str, tuple[float, Callable[[Ticket], float]]] = {
             "rows": (max_rows + limits.max_queue, lambda ticket: ticket.rows),
@@ -91,8 +93,7 @@ class Admission:
         Raises:
             ApiError: 429 where there is no room, 503 while the server drains.
         """
-        if self.draining:
-            raise self._refused("draining", 503, "the server is shutting down; try another or again later")
+        self._refuse_if_draining()
         ticket = Ticket(self)
         ticket.take(rows=rows)
         self._tickets.add(ticket)
@@ -105,6 +106,22 @@ class Admission:
             self._mean_seconds += _SMOOTHING * (spent - self._mean_seconds)
             if not self._tickets:
                 self._idle.set()
+
+    @contextmanager
+    def enter_live(self) -> Iterator[None]:
+        """Let a live connection in until the context is left; it takes other room only while it transcribes.
+
+        Raises:
+            ApiError: 429 where there are too many, 503 while the server drains.
+        """
+        self._refuse_if_draining()
+        if self._num_live >= self._max_live:
+            raise self._refused("live_sessions", 429, "the server has too many live connections; try again later")
+        self._num_live += 1
+        try:
+            yield
+        finally:
+            self._num_live -= 1
 
     def check(self, rows: int, prompt_tokens: int, media_seconds: float, nbytes: int) -> None:
         """Refuse so much more where there is no room for it."""
@@ -128,6 +145,10 @@ class Admission:
     async def idle(self) -> None:
         """Wait until no request is left."""
         await self._idle.wait()
+
+    def _refuse_if_draining(self) -> None:
+        if self.draining:
+            raise self._refused("draining", 503, "the server is shutting down; try another or again later")
 
     def _refused(self, reason: str, status: int, message: str) -> ApiError:
         self._metrics.admission_rejections.labels(reason).inc()

@@ -6,7 +6,7 @@ import { byId, clock, download, el } from "./dom.js";
 import { Microphone, pcm16 } from "./recorder.js";
 import { srt } from "./subtitles.js";
 
-const RATE = 24_000; // that of OpenAI's audio/pcm
+const RATE = 16_000; // what the speech tower takes; the server takes others too
 const LAST_SECONDS = 20; // that the end of what was spoken may take
 let session = null;
 let hush = null; // what stands there before anything is spoken
@@ -49,6 +49,7 @@ const state = (text) => (byId("captions-state").textContent = text);
 class Session {
   sent = 0; // samples
   stopping = false;
+  flushed = false; // whether all that was sent stands in lines
 
   async start() {
     const url = new URL(address("v1/realtime?intent=transcription"));
@@ -104,11 +105,18 @@ class Session {
       [line.text, line.isFinal] = [event.transcript, true];
       line.draw();
       this.endIfDone();
-    } else if (kind === "failed" || event.type === "error") {
-      if (this.stopping) return this.closed(); // such as a commit of nothing
+    } else if (kind === "failed") {
+      this.line(event.item_id).isFinal = true;
       state(event.error.message);
+      this.endIfDone();
+    } else if (event.type === "input_audio_buffer.committed") {
+      this.line(event.item_id);
+      this.flushed = this.stopping;
+    } else if (event.type === "error") {
+      this.flushed = this.stopping; // nothing was left to be committed
+      if (!this.stopping) state(event.error.message);
+      this.endIfDone();
     }
-    return undefined;
   }
 
   line(id) {
@@ -143,7 +151,7 @@ class Session {
   }
 
   endIfDone() {
-    if (this.stopping && [...lines.values()].every((line) => line.isFinal)) this.closed();
+    if (this.flushed && [...lines.values()].every((line) => line.isFinal)) this.closed();
   }
 
   fail(message) {
@@ -160,7 +168,9 @@ class Session {
     byId("captions-start").textContent = "Start captions";
     state(this.stopping ? "" : "The connection was closed.");
     drawMeter([]);
-    for (const id of ["captions-save", "captions-clear"]) byId(id).hidden = !lines.size;
+    const isEmpty = ![...lines.values()].some((line) => line.text.trim());
+    for (const id of ["captions-save", "captions-clear"]) byId(id).hidden = isEmpty;
+    if (isEmpty) byId("caption-lines").replaceChildren(hush);
   }
 }
 

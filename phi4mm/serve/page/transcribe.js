@@ -133,6 +133,11 @@ async function several(files, signal) {
   byId("progress").textContent = `0 of ${files.length} files`;
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
   if (running?.signal !== signal) return;
+  entries.forEach((entry, index) => {
+    if (entry.result || entry.error) return;
+    entry.error = "stopped";
+    rows[index].show();
+  });
   byId("batch-stop").hidden = true;
   byId("progress").textContent = "";
   announce(`${entries.filter((entry) => entry.result).length} of ${files.length} files are transcribed.`);
