@@ -38,9 +38,10 @@ from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.loading import load
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
+from phi4mm.options import ChatOptions, DecodingOptions
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
-from phi4mm.types import ChatOptions, DecodingOptions, Reply, Request, Segment, Transcript
+from phi4mm.types import Reply, Request, Segment, Transcript
 from phi4mm.validate import (
     check_bool,
     check_choice,

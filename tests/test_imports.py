@@ -29,8 +29,9 @@ LAYERS = (
     ("phi4mm.checkpoint", "phi4mm.inputs"),
     ("phi4mm.devices",),
     ("phi4mm.model",),
+    ("phi4mm.options",),
     ("phi4mm.types",),
-    ("phi4mm.content", "phi4mm.output_format"),
+    ("phi4mm.content", "phi4mm.output_format", "phi4mm.transcript"),
     ("phi4mm.validate",),
     ("phi4mm.environment", "phi4mm.errors", "phi4mm.files", "phi4mm.interrupts"),
 )

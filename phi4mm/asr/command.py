@@ -115,7 +115,16 @@ def _speech_options(options: argparse.Namespace) -> dict[str, Any]:
         "vad": not options.no_vad,
         "word_timestamps": options.word_timestamps,
     }
-    names = ["max_piece", "min_silence", "vad_threshold", "batch_size", "max_new_tokens", "temperature", "seed"]
+    names = [
+        "track",
+        "max_piece",
+        "min_silence",
+        "vad_threshold",
+        "batch_size",
+        "max_new_tokens",
+        "temperature",
+        "seed",
+    ]
     names += ["temperature_increment", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold"]
     return {**speech, **{name: getattr(options, name) for name in names if getattr(options, name) is not None}}
 

@@ -183,7 +183,7 @@ def _jobs(
             if error is None:
                 try:
                     opened = stack.enter_context(readable(item.path, often=options.channel == "each"))
-                    channels = _channels(opened, options.channel)
+                    channels = _channels(opened, options.channel, speech.get("track"))
                 except (Phi4MMError, OSError) as found:
                     error = found
             for channel, label in channels:
@@ -210,13 +210,13 @@ def _failing(error: Exception) -> Iterator[Any]:
     yield
 
 
-def _channels(opened: Callable[[], Any], wanted: str) -> list[tuple[int | None, str]]:
+def _channels(opened: Callable[[], Any], wanted: str, track: int | None) -> list[tuple[int | None, str]]:
     """The channels to transcribe and what their outputs are called."""
     from phi4mm.inputs.audio import num_channels
 
     if wanted != "each":
         return [({"mix": None, "left": 0, "right": 1}[wanted], "")]
-    count = num_channels(opened())
+    count = num_channels(opened(), track=track)
     return [(number, ("left", "right")[number] if count == 2 else str(number + 1)) for number in range(count)]
 
 

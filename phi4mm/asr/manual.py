@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from phi4mm.asr.formats import table
 from phi4mm.asr.parser import PROGRAM, make_parser, variable
 
 _HEAD = """\
@@ -16,6 +17,7 @@ _HEAD = """\
 
     python -m phi4mm.asr talk.wav interview.mp3                  # one line a file
     python -m phi4mm.asr --format srt talk.wav > talk.srt        # subtitles
+    python -m phi4mm.asr --format srt,json --output-dir out talk.wav interview.mp3
     python -m phi4mm.asr --format all --output-dir out --recursive --skip-existing recordings
     curl -s https://example.org/talk.mp3 | python -m phi4mm.asr - # standard input
     python -m phi4mm.asr --to German talk.wav
@@ -62,7 +64,25 @@ breaths and clicks, is taken from PocketSphinx's forced alignment of its text. T
 `python -m phi4mm.train --stages features` leaves in `held_out`; but kokoro's are short, so each voice spoke
 `numbers_script(random, singles=5, sequences=150, numbers=50)` of `phi4mm/train/words.py` once more.
 
-Files are written beside their place and then moved there: whole or not at all.
+## What is written when
+
+- On standard output the line of a file grows with its segments. Where there are several files, each line begins with
+  its file's name (`--no-filename`: without); a file that cannot be read has a line too, which is empty, and with
+  `--json` an object with `error`, so that results and files stay in step. `srt`, `vtt`, `tsv` and `json` of several
+  files go into an `--output-dir`.
+- In an output folder a file is there whole or not at all. While its input is transcribed it grows beside its place, in
+  `talk.srt.partial`, segment by segment, and stays there if the run ends before the input does, by Ctrl-C, an error or
+  a killed process; JSON then says `"partial": true`. The next run begins such an input anew and replaces the file;
+  `--skip-existing` passes over whole files alone.
+- Ctrl-C, SIGTERM and SIGHUP end the run with one line on standard error, which names what is partial, and exit code
+  130, 143 or 129. A second Ctrl-C does not wait for the step that the model is at.
+- Inputs that are missing and an output folder that cannot be written are reported before the model is loaded. Where
+  reading an input fails on the way (a network disk, say), it is tried once more after the others, if nothing of it is
+  printed yet (`--output-dir`, `--json`).
+- `-` is decoded while it comes if it is wav, flac, mp3, aac, webm or mkv; for live audio, add `--batch-size 1`, so that
+  each piece is printed as soon as a pause ends it. Other formats are read to their end first, on disk.
+- A character that standard output cannot encode is written as an escape (`\\u4e09`).
+- `phi4mm-asr --completion bash` prints a completion script for the installed command `phi4mm-asr`.
 
 The wording of `transcribe`, `translate` and `transcribe_translate` is that of Phi-4-multimodal's model card. The card
 gives none for `summarize` ("Summarize the audio.") and `--hotwords` ("These words may occur: ..."): those are ours. A
@@ -80,7 +100,7 @@ def manual() -> str:
             title = (group.title or "").capitalize()
             rows = "\n".join(f"| {_name(action)} | `{variable(action)}` | {_cell(action)} |" for action in options)
             parts.append(f"## {title}\n\n| option | environment | |\n|---|---|---|\n{rows}\n")
-    return "\n".join([*parts, _TAIL])
+    return "\n".join([*parts, table(), _TAIL])
 
 
 def _name(action: argparse.Action) -> str:

@@ -49,6 +49,12 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--channel", default="mix", choices=CHANNELS, help="mix: all together (default); each: one after another"
     )
+    group.add_argument(
+        "--track",
+        type=_track,
+        metavar="N",
+        help="the sound track of a film, counted from 1 (default: the one that players take)",
+    )
     group.add_argument("--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (phi4mm[mic])")
 
 
@@ -174,6 +180,13 @@ def formats(given: Sequence[Sequence[str]] | None) -> tuple[str, ...]:
     """The formats that were asked for, each once, in the order of ``FORMATS``; none by default."""
     asked = {name for names in given or () for name in names}
     return tuple(name for name in FORMATS if name in asked or "all" in asked)
+
+
+def _track(text: str) -> int:
+    """A track's number, from 0, as ``Phi4MM.transcribe`` counts them."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a track's number: 1 or more")
+    return int(text) - 1
 
 
 def _known_formats(text: str) -> list[str]:

@@ -338,6 +338,8 @@ def _chunks(file: BinaryIO, size: int, place: int, order: Literal["little", "big
 
 
 def _at(file: BinaryIO, place: int, length: int) -> bytes:
+    if place >= LONGEST:  # of a header that is wrong
+        return b""
     file.seek(place)
     return file.read(length)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from phi4mm.types import DecodingOptions
+from phi4mm.options import DecodingOptions
 from phi4mm.validate import check_bool, check_known, check_number, check_whole, make_plain, wrong
 
 LONGEST_SUMMARY = 1800.0  # seconds: Phi-4-multimodal was trained to summarise up to 30 minutes
