@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +20,7 @@ from phi4mm.serve.openai.messages import check_text, read_messages
 from phi4mm.serve.openai.response_input import ResponsesBody, echoed_tools, read_input
 from phi4mm.serve.openai.sampling import adapter_of, logprobs_of, sampling_options
 from phi4mm.serve.openai.tool_stream import CallDelta, Content, Delta, ToolStream
-from phi4mm.serve.openai.tools import call_id, text_before_calls, tool_options
+from phi4mm.serve.openai.tools import call_id, text_beside_calls, tool_options
 from phi4mm.serve.openai.wire import logprob_list, new_id, route_object, usage_object
 from phi4mm.serve.service import Service, service_of
 from phi4mm.serve.sse import EventStream, event, until_disconnect
@@ -108,7 +108,7 @@ class _Answer:
         """The object of a request that does not stream."""
         [reply] = replies
         items = _Items(self._logprobs)
-        for delta in _deltas(reply, has_tools=bool(self.body.tools)):
+        for delta in _deltas(reply, self.body.chat_tools):
             for _ in items.push(delta, reply.logprobs or () if isinstance(delta, Content) else ()):
                 pass
         for _ in items.finish(_status(reply)):
@@ -181,10 +181,10 @@ def _status(reply: Reply) -> str:
     return "incomplete" if reply.finish_reason == "length" else "completed"
 
 
-def _deltas(reply: Reply, *, has_tools: bool) -> Iterator[Delta]:
+def _deltas(reply: Reply, tools: Sequence[Mapping[str, Any]]) -> Iterator[Delta]:
     """A whole reply as the parts that a stream of it has."""
-    calls = reply.tool_calls if has_tools else ()
-    text = text_before_calls(reply.text) if calls else reply.text
+    calls = reply.tool_calls if tools else ()
+    text = text_beside_calls(reply.text, tools) if calls else reply.text
     if text:
         yield Content(text)
     for index, call in enumerate(calls):
