@@ -96,10 +96,12 @@ class opened:
         expect(self._page.locator(".sample").first).to_be_visible()
         return self._page
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self._context.close()
-        if kind is None:
+        if error is None:
             assert self._errors == []
+        else:
+            error.add_note(f"errors on the page: {self._errors}")
 
 
 def ask(page: Page, text: str) -> None:

@@ -23,7 +23,7 @@ export function startTranscribe() {
   recordButton(byId("record-audio"), byId("recording-audio"), (file) => transcribe([file]), toast);
   byId("batch-stop").addEventListener("click", stopTranscription);
   byId("batch-csv").addEventListener("click", () => {
-    const rows = entries.map(({ file, result, error }) => [pathOf(file), result?.duration?.toFixed(2), result?.text, error]);
+    const rows = results.map(({ file, result, error }) => [pathOf(file), result?.duration?.toFixed(2), result?.text, error]);
     download("transcripts.csv", csv([["file", "seconds", "text", "error"], ...rows]), "text/csv");
   });
 }
