@@ -18,6 +18,7 @@ LAYERS = (
     ("eval_asr", "phi4mm.train"),
     ("phi4mm.serve",),
     ("phi4mm.__main__", "phi4mm.asr", "phi4mm.bench", "phi4mm.finetune"),
+    ("phi4mm.ask",),
     ("phi4mm.cli",),
     ("phi4mm",),  # its __init__
     ("phi4mm.workers",),
