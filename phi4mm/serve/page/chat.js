@@ -38,7 +38,7 @@ export function startChat({ openSettings }) {
 
 /** Ends what runs; false where nothing did. */
 export function stopAnswer() {
-  if (!running) return false;
+  if (!running) return recorder.stop();
   running.abort();
   return true;
 }

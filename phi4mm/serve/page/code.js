@@ -69,7 +69,7 @@ function client() {
 }
 
 export function transcriptionCode({ task, fields }, name) {
-  const given = fields.filter(([, value]) => !(value instanceof File));
+  const given = fields.filter(([field, value]) => field !== "stream" && !(value instanceof File));
   const curl = [`curl ${shell(address(`v1/audio/${task}`))} \\`];
   if (apiKey.get()) curl.push('  -H "Authorization: Bearer $OPENAI_API_KEY" \\');
   curl.push(`  -F ${shell(`file=@"${name}"`)} \\`, given.map(([field, value]) => `  --form-string ${shell(`${field}=${value}`)}`).join(" \\\n"));

@@ -136,11 +136,13 @@ export function recordButton(button, label, onFile, onProblem) {
     } finally {
       busy = false;
       button.setAttribute("aria-pressed", String(Boolean(recording)));
-      button.title = recording ? "Stop recording" : "Record from the microphone";
-      button.setAttribute("aria-label", button.title);
+      if (button.ariaLabel) button.ariaLabel = button.title = recording ? "Stop recording" : "Record from the microphone";
+      else button.textContent = recording ? "Stop recording" : "Record";
       if (!recording) label.textContent = "";
     }
   };
   button.addEventListener("click", press);
-  return { isRecording: () => Boolean(recording), stop: () => recording && press() };
+  /** Ends what runs; false where nothing did. */
+  const stop = () => Boolean(recording && press());
+  return { isRecording: () => Boolean(recording), stop };
 }

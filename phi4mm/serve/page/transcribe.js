@@ -1,6 +1,6 @@
 // Transcription: one file with its word times, or several as a table.
 
-import { call } from "./api.js";
+import { call, events } from "./api.js";
 import { duration } from "./answer.js";
 import { modelFields, sampleFile } from "./chat.js";
 import { showCode, transcriptionCode } from "./code.js";
@@ -10,8 +10,9 @@ import { recordButton } from "./recorder.js";
 import { csv } from "./subtitles.js";
 import { sheet } from "./transcript.js";
 
-const AT_ONCE = 2; // files of a table that are sent together
+const AT_ONCE = 4; // files of a table that are sent together
 let running = null;
+let recorder = null;
 let results = []; // of the table: {file, result?, error?}
 
 export function startTranscribe() {
@@ -20,7 +21,7 @@ export function startTranscribe() {
   for (const id of ["audio-files", "audio-folder"]) {
     byId(id).addEventListener("change", ({ target }) => (transcribe([...target.files]), (target.value = "")));
   }
-  recordButton(byId("record-audio"), byId("recording-audio"), (file) => transcribe([file]), toast);
+  recorder = recordButton(byId("record-audio"), byId("recording-audio"), (file) => transcribe([file]), toast);
   byId("batch-stop").addEventListener("click", stopTranscription);
   byId("batch-csv").addEventListener("click", () => {
     const rows = results.map(({ file, result, error }) => [pathOf(file), result?.duration?.toFixed(2), result?.text, error]);
@@ -36,7 +37,7 @@ export function showAudioSamples(samples) {
 }
 
 export function stopTranscription() {
-  if (!running) return false;
+  if (!running) return recorder.stop();
   running.abort();
   return true;
 }
@@ -67,17 +68,29 @@ function requestFor(file) {
   if (to) return { task: "translations", fields: [...fields, ["to", to], ["response_format", "verbose_json"]] };
   for (const keyword of byId("keywords").value.split(",")) if (keyword.trim()) fields.push(["keywords[]", keyword.trim()]);
   if (byId("speakers").checked) return { task: "transcriptions", fields: [...fields, ["response_format", "diarized_json"]] };
+  if (byId("live-text").checked) return { task: "transcriptions", fields: [...fields, ["stream", "true"]] };
   const times = [["timestamp_granularities[]", "word"], ["timestamp_granularities[]", "segment"]];
   return { task: "transcriptions", fields: [...fields, ["response_format", "verbose_json"], ...times] };
 }
 
-/** The server's object, with the seconds that it took as `took`. */
-async function ask({ task, fields }, signal) {
+/** The server's object, with the seconds that it took as `took`; what comes piece by piece is handed to `onText`. */
+async function ask({ task, fields }, signal, onText) {
   const form = new FormData();
   for (const [name, value] of fields) form.append(name, value);
   const began = performance.now();
-  const result = await (await call(`v1/audio/${task}`, { form, signal })).json();
+  const response = await call(`v1/audio/${task}`, { form, signal });
+  const isStream = response.headers.get("content-type").startsWith("text/event-stream");
+  const result = isStream ? { text: await streamed(response, onText) } : await response.json();
   return { ...result, took: (performance.now() - began) / 1000 };
+}
+
+async function streamed(response, onText) {
+  let text = "";
+  for await (const event of events(response)) {
+    if (event.type === "transcript.text.delta") onText((text += event.delta));
+    else if (event.type === "transcript.text.done") text = event.text;
+  }
+  return text;
 }
 
 async function one(file, signal) {
@@ -89,7 +102,11 @@ async function one(file, signal) {
   const began = Date.now();
   const timer = setInterval(() => (seconds.textContent = clock((Date.now() - began) / 1000)), 1000);
   try {
-    const result = await ask(request, signal);
+    const shown = el("p", { className: "sheet" });
+    const result = await ask(request, signal, (text) => {
+      shown.textContent = text;
+      if (!shown.isConnected) byId("transcript").replaceChildren(shown);
+    });
     byId("transcript").replaceChildren(sheet(file, result, factsOf(result), () => showCode(transcriptionCode(request, file.name))));
     announce("The transcript is complete.");
   } catch (error) {
@@ -121,7 +138,7 @@ async function several(files, signal) {
       rows[index].show("Transcribing");
       try {
         entry.request = requestFor(entry.file);
-        entry.result = await ask(entry.request, signal);
+        entry.result = await ask(entry.request, signal, (text) => rows[index].show(text));
       } catch (error) {
         entry.error = isAbort(error) ? "stopped" : error.message;
       }

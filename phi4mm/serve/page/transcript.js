@@ -29,8 +29,9 @@ export function sheet(file, result, facts, onCode) {
   follow(audio, buttons);
   const base = file.name.replace(/\.[^.]+$/, "");
   const save = (kind, text, type) => el("button", { type: "button", className: "quiet", onclick: () => download(`${base}.${kind}`, text(), type) }, `.${kind}`);
+  const subtitles = result.segments ? [save("srt", () => srt(segments)), save("vtt", () => vtt(segments), "text/vtt")] : [];
   const actions = el("div", { className: "facts" }, el("span", {}, facts), el("span", { className: "spring" }),
-    el("span", { className: "actions", role: "group", "aria-label": "Download" }, save("srt", () => srt(segments)), save("vtt", () => vtt(segments), "text/vtt"), save("txt", () => `${result.text}\n`)),
+    el("span", { className: "actions", role: "group", "aria-label": "Download" }, ...subtitles, save("txt", () => `${result.text}\n`)),
     el("button", { type: "button", className: "quiet", onclick: () => copy(result.text) }, "Copy"),
     el("button", { type: "button", className: "quiet", onclick: onCode }, "Code"));
   return el("article", { className: "sheet", "aria-label": `Transcript of ${file.name}` }, el("h2", { className: "small" }, file.name), audio, body, actions);
