@@ -16,8 +16,7 @@ ROOT = Path(__file__).parent.parent
 # one line do not import each other.
 LAYERS = (
     ("eval_asr", "phi4mm.train"),
-    ("phi4mm.serve",),
-    ("phi4mm.__main__", "phi4mm.asr", "phi4mm.bench", "phi4mm.finetune"),
+    ("phi4mm.__main__", "phi4mm.asr", "phi4mm.bench", "phi4mm.finetune", "phi4mm.serve"),
     ("phi4mm.ask",),
     ("phi4mm.cli",),
     ("phi4mm",),  # its __init__

@@ -107,16 +107,26 @@ class Recognition:
         ticket: with one row.
         audio: what ``Phi4MM.transcribe_stream`` takes.
         options: the other arguments of that.
+        logprobs: whether replies report those of their tokens.
 
     Attributes:
         usage: so far.
     """
 
-    def __init__(self, service: Service, ticket: Ticket, audio: AudioSource, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        ticket: Ticket,
+        audio: AudioSource,
+        options: Mapping[str, Any],
+        *,
+        logprobs: bool = False,
+    ) -> None:
         self._service = service
         self._ticket = ticket
         self._run: Transcription = service.model.transcribe_stream(audio, **options)
         self._iterator = self._run.pieces()
+        self._logprobs = 0 if logprobs else None
         self._group = Group(self._run.batch_size)
         self._text_tokens = _num_text_tokens(service, options)
         self._going: set[_Place[Any]] = set()
@@ -252,7 +262,7 @@ class Recognition:
         return Part(segment, replies[attempts.index(best)])
 
     def _begin(self, piece: Piece, number: int) -> Handle:
-        handle = self._run.begin(piece, number, self._group)
+        handle = self._run.begin(piece, number, self._group, logprobs=self._logprobs)
         self._handles.add(handle)
         return handle
 

@@ -207,9 +207,9 @@ class _Connection:
         wants_logprobs = self._session.wants_logprobs
         tokens: list[TokenLogprob] = []
         with self._service.admission.enter(rows=1) as ticket:
-            options = {**self._options(), **({"logprobs": 0} if wants_logprobs else {})}
+            options = self._options() | {"vad": not item.found}
             recognition = Recognition(
-                self._service, ticket, self._audio(item.samples), options | {"vad": not item.found}
+                self._service, ticket, self._audio(item.samples), options, logprobs=wants_logprobs
             )
             try:
                 if item.found:

@@ -28,7 +28,7 @@ class AudioFormat(_Part):
     """16-bit little-endian samples, or G.711 at 8 kHz; always one channel."""
 
     type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
-    rate: int = Field(24_000, ge=8_000, le=48_000)
+    rate: int = Field(default=24_000, ge=8_000, le=48_000)
 
     @property
     def sampling_rate(self) -> int:
@@ -38,19 +38,19 @@ class AudioFormat(_Part):
 class TranscriptionConfig(_Part):
     """What is transcribed and how; ``model`` may name an adapter."""
 
-    model: str | None = Field(None, max_length=512)
-    language: str | None = Field(None, max_length=64)
+    model: str | None = Field(default=None, max_length=512)
+    language: str | None = Field(default=None, max_length=64)
     prompt: str | None = None
-    keywords: list[str] = Field([], max_length=_MOST_WORDS)
+    keywords: list[str] = Field(default=[], max_length=_MOST_WORDS)
 
 
 class TurnDetection(_Part):
     """When a turn ends. ``semantic_vad`` is by silence too: of a length that its eagerness gives."""
 
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
-    threshold: float = Field(0.5, ge=0, le=1)
-    prefix_padding_ms: int = Field(300, ge=0, le=5_000)
-    silence_duration_ms: int = Field(500, ge=50, le=30_000)
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    prefix_padding_ms: int = Field(default=300, ge=0, le=5_000)
+    silence_duration_ms: int = Field(default=500, ge=50, le=30_000)
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
 
     def options(self, max_seconds: float) -> TurnOptions:

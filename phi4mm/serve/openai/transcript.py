@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from phi4mm.asr.writers import Lines, SrtWriter, VttWriter
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.serve.openai.wire import finite
 from phi4mm.serve.speech import Part, SpeechUsage
+from phi4mm.transcription.writers import Lines, SrtWriter, VttWriter
 from phi4mm.types import TokenLogprob, Transcript
 
 # What Phi-4-multimodal was trained to transcribe; of other languages the code is reported as it came.

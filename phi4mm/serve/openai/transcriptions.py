@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from phi4mm.inputs.prompt import TRANSCRIBE_PROMPT, speech_prompt
-from phi4mm.serve.admission import Ticket
 from phi4mm.serve.errors import bad_request
 from phi4mm.serve.form import read_form
 from phi4mm.serve.openai.messages import check_text
@@ -80,7 +79,7 @@ class TranslationBody(SpeechBody):
     """The fields of a translation; ``to`` is ours: another language than English, by its English name."""
 
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
-    to: str = Field("English", min_length=1, max_length=64)
+    to: str = Field("English", pattern=r"^\w[\w ()'-]{0,63}$")
 
 
 @router.post("/v1/audio/transcriptions")
@@ -102,11 +101,11 @@ async def transcriptions(request: HttpRequest) -> Response:
         _check_transcription(body, shown)
         options = _options(service, body, "transcribe", hotwords=body.all_hotwords)
         options["word_timestamps"] = shown.words or body.response_format == "diarized_json"
-        if shown.logprobs:
-            options["logprobs"] = 0
         if isinstance(body.chunking_strategy, VadBody):
             options |= _vad_options(body.chunking_strategy)
-        answer = _Answer(service, body.response_format, shown, _recognition(stack, service, ticket, upload, options))
+        recognition = Recognition(service, ticket, upload.blocks(), options, logprobs=shown.logprobs)
+        stack.callback(recognition.close)
+        answer = _Answer(service, body.response_format, shown, recognition)
         if not body.stream:
             return await until_disconnect(request, answer.whole())
         events = await until_disconnect(request, begun(answer.events(), service.options.ping_seconds))
@@ -125,16 +124,10 @@ async def translations(request: HttpRequest) -> Response:
         body = form.checked(TranslationBody)
         options = _options(service, body, "translate", to=body.to)
         shown = Shown(task="translate", language=body.to.lower())
-        answer = _Answer(service, body.response_format, shown, _recognition(stack, service, ticket, upload, options))
+        recognition = Recognition(service, ticket, upload.blocks(), options)
+        stack.callback(recognition.close)
+        answer = _Answer(service, body.response_format, shown, recognition)
         return await until_disconnect(request, answer.whole())
-
-
-def _recognition(
-    stack: ExitStack, service: Service, ticket: Ticket, upload: Upload, options: dict[str, Any]
-) -> Recognition:
-    recognition = Recognition(service, ticket, upload.blocks(), options)
-    stack.callback(recognition.close)
-    return recognition
 
 
 def _check_transcription(body: TranscriptionBody, shown: Shown) -> None:
@@ -164,7 +157,7 @@ def _options(
     options: dict[str, Any] = {
         "task": task,
         "to": to,
-        "prompt": instruction(body.instruction or speech_prompt(task, to), body.prompt),
+        "prompt": instruction(body.instruction or _wording(task, to), body.prompt),
         "hotwords": hotwords,
         "temperature": body.temperature,
         "seed": body.seed,
@@ -175,6 +168,11 @@ def _options(
 def instruction(wording: str = TRANSCRIBE_PROMPT, guidance: str | None = None) -> str:
     """The instruction that the model gets: the task's, with the client's guidance after it."""
     return f"{wording} {guidance.strip()}" if guidance and guidance.strip() else wording
+
+
+def _wording(task: str, to: str | None) -> str:
+    content = speech_prompt(task, to)
+    return content if isinstance(content, str) else "".join(map(str, content))
 
 
 def _vad_options(given: VadBody) -> dict[str, Any]:
