@@ -81,6 +81,7 @@ export class Answer {
 
   fail(message, again) {
     this.settle();
+    this.box.hidden = !this.box.hasChildNodes();
     const button = el("button", { type: "button", onclick: () => (this.turn.remove(), again()) }, "Try again");
     this.facts.replaceWith(el("div", { className: "problem", role: "alert" }, el("span", {}, message), button));
   }
@@ -105,8 +106,8 @@ function callCard({ function: { name, arguments: text } }) {
 /** Fields for the results of an answer's tool calls, which are handed on once each has one. */
 export function resultForms(answer, onResults) {
   const inputs = answer.calls.map(({ function: { name } }) => el("input", { required: true, placeholder: `What ${name} returns`, "aria-label": `Result of ${name}` }));
-  const form = el("form", { className: "turn", onsubmit: (event) => (event.preventDefault(), form.remove(), onResults(inputs.map((input) => input.value))) });
-  form.append(...inputs, el("div", { className: "row" }, el("button", { type: "submit" }, inputs.length > 1 ? "Return results" : "Return result")));
+  const form = el("form", { className: "results", onsubmit: (event) => (event.preventDefault(), form.remove(), onResults(inputs.map((input) => input.value))) });
+  form.append(...inputs, el("button", { type: "submit" }, inputs.length > 1 ? "Return results" : "Return result"));
   answer.turn.append(form);
 }
 

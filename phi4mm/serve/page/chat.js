@@ -113,6 +113,7 @@ async function send(openSettings) {
   grow();
   byId("empty").hidden = true;
   byId("clear").hidden = false;
+  for (const form of byId("log").querySelectorAll(".results")) form.remove(); // it is too late for them
   byId("log").append(userTurn(text, files));
   await answer([message], files.map((file) => file.name), fields);
 }
