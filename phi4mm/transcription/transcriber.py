@@ -15,8 +15,9 @@ from phi4mm.errors import Phi4MMError
 from phi4mm.inputs.audio import Waveform
 from phi4mm.transcription.alignment import align_words
 from phi4mm.transcription.detector import SpeechDetector
+from phi4mm.transcription.frames import frames
 from phi4mm.transcription.options import SpeechOptions
-from phi4mm.transcription.pieces import Piece, cut, frames
+from phi4mm.transcription.pieces import Piece, cut
 from phi4mm.types import Reply, Request, Segment, Transcript, Word
 
 _AHEAD = 4  # times ``batch_size`` pieces that are read or decoded at a time
