@@ -62,6 +62,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         "--use-fake-device-for-media-stream",
         f"--use-file-for-fake-audio-capture={microphone}%noloop",
     ]
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
         yield found
@@ -226,7 +227,7 @@ def test_sample(page: Page) -> None:
 
 def test_record(page: Page) -> None:
     page.get_by_role("button", name="Record from the microphone").click()
-    expect(page.locator("#recording")).to_contain_text("3.", timeout=15_000)  # seconds
+    expect(page.locator("#recording")).to_contain_text(re.compile(r"([3-9]|\d\d)\.\d s"), timeout=20_000)
     page.get_by_role("button", name="Stop recording").click()
     expect(page.locator("#attachments li")).to_have_count(1)
     page.locator("#prompt").fill("Transcribe the audio clip into text.")
@@ -235,7 +236,7 @@ def test_record(page: Page) -> None:
     audio = request.value.post_data_json["messages"][0]["content"][0]["input_audio"]
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(audio["data"])))
     assert (audio["format"], rate, samples.ndim) == ("wav", 16_000, 1)
-    assert 3 < len(samples) / rate < 8
+    assert len(samples) / rate > 3
     assert answers(page) == [SPOKEN]
 
 
