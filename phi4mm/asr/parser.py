@@ -82,6 +82,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--word-timestamps", action="store_true", help="estimate when each word is said: in JSON, and for subtitles"
     )
+    group.add_argument(
+        "--diarize", action="store_true", help="tell speakers apart: A, B, ... before what they say (phi4mm[diarize])"
+    )
     group.add_argument("--line-width", type=int, default=42, metavar="N", help="of subtitles; 0: any (default: 42)")
     group.add_argument("--line-count", type=int, default=2, metavar="N", help="lines of a subtitle (default: 2)")
     group.add_argument(

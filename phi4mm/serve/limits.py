@@ -35,6 +35,7 @@ class Limits:
     max_audios: int = _limit(32, "audios of a request")
     max_audio_seconds: float = _limit(1800.0, "seconds of all audio of a chat request together")
     max_upload_seconds: float = _limit(24 * 3600.0, "seconds of an uploaded audio file")
+    max_diarized_seconds: float = _limit(7200.0, "seconds of an uploaded audio file whose speakers are looked for")
     max_live_sessions: int = _limit(64, "live transcriptions at a time")
     max_live_seconds: float = _limit(300.0, "seconds of audio that a live transcription may hold uncommitted")
     max_tools: int = _limit(128, "tools of a request")

@@ -59,28 +59,39 @@ class Upload:
     Args:
         file: at its start.
         max_seconds: that it may last.
+        name: what errors call it.
     """
 
-    def __init__(self, file: BinaryIO, max_seconds: float) -> None:
+    def __init__(self, file: BinaryIO, max_seconds: float, name: str = "file") -> None:
+        self._name = name
         self._file = file
         self._max_seconds = max_seconds
         self._closed = threading.Event()
 
-    def blocks(self) -> Iterator[Samples]:
-        """Its samples, block by block, as ``Phi4MM.transcribe_stream`` takes them.
+    @property
+    def closed(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._closed.is_set()
+
+    def blocks(self, max_seconds: float | None = None) -> Iterator[Samples]:
+        """Its samples from the start, block by block, as ``Phi4MM.transcribe_stream`` takes them.
+
+        Args:
+            max_seconds: a smaller bound of this use.
 
         Raises:
             AudioError: it is no audio.
             ApiError: it is too long, which shows once so much is read.
         """
+        most = self._max_seconds if max_seconds is None else min(max_seconds, self._max_seconds)
         self._file.seek(0)
         seconds = 0.0
-        for samples, rate in decoded_blocks(self._file, "file"):
+        for samples, rate in decoded_blocks(self._file, self._name):
             if self._closed.is_set():
                 return
             seconds += len(samples) / rate
-            if seconds > self._max_seconds:
-                raise ApiError(413, f"file: is longer than this server's {self._max_seconds:g} s", param="file")
+            if seconds > most:
+                raise ApiError(413, f"{self._name}: is longer than this server's {most:g} s", param=self._name)
             yield samples, rate
 
     def close(self) -> None:

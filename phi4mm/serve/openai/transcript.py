@@ -10,7 +10,7 @@ from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.serve.openai.wire import finite
 from phi4mm.serve.speech import Part, SpeechUsage
 from phi4mm.transcription.writers import Lines, SrtWriter, VttWriter
-from phi4mm.types import TokenLogprob, Transcript
+from phi4mm.types import Segment, TokenLogprob, Transcript
 
 # What Phi-4-multimodal was trained to transcribe; of other languages the code is reported as it came.
 LANGUAGES = {
@@ -66,6 +66,29 @@ def verbose_json(parts: Sequence[Part], duration: float, shown: Shown) -> dict[s
             for word in part.segment.words or ()
         ]
     return {**found, "usage": duration_usage(duration)}
+
+
+def diarized_json(segments: Sequence[Segment], duration: float, usage: SpeechUsage) -> dict[str, Any]:
+    """``response_format=diarized_json``."""
+    return {
+        "task": "transcribe",
+        "duration": round(duration, 3),
+        "text": " ".join(segment.text for segment in segments),
+        "segments": [diarized_segment(number, segment) for number, segment in enumerate(segments)],
+        "usage": token_usage(usage),
+    }
+
+
+def diarized_segment(number: int, segment: Segment) -> dict[str, Any]:
+    """A segment of one speaker, which is an event of a stream too."""
+    return {
+        "type": "transcript.text.segment",
+        "id": f"seg_{number}",
+        "speaker": segment.speaker,
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+    }
 
 
 def subtitles(parts: Sequence[Part], duration: float, format: str) -> str:

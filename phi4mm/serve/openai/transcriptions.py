@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack
+import asyncio
+import io
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from phi4mm.diarization.diarizer import check_installed
+from phi4mm.diarization.speakers import Diarization
+from phi4mm.errors import AudioError
 from phi4mm.inputs.prompt import TRANSCRIBE_PROMPT, speech_prompt
-from phi4mm.serve.errors import bad_request
+from phi4mm.serve.errors import ApiError, bad_request
 from phi4mm.serve.form import read_form
+from phi4mm.serve.media import Medium, content_of
 from phi4mm.serve.openai.messages import check_text
 from phi4mm.serve.openai.transcript import (
     Shown,
+    diarized_json,
+    diarized_segment,
     logprob_items,
     plain_json,
     subtitles,
@@ -28,10 +37,12 @@ from phi4mm.serve.openai.transcript import (
 from phi4mm.serve.service import Service, service_of
 from phi4mm.serve.speech import Recognition, Upload
 from phi4mm.serve.sse import DONE, EventStream, begun, event, until_disconnect
-from phi4mm.types import TokenLogprob
+from phi4mm.types import Segment, TokenLogprob
 
 router = APIRouter(tags=["audio"])
 _MOST_WORDS = 1000
+_MOST_SPEAKERS = 4
+_MOST_REFERENCE_SECONDS = 30.0
 _LANGUAGE = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}$"
 
 
@@ -67,6 +78,8 @@ class TranscriptionBody(SpeechBody):
     hotwords: list[str] = Field([], max_length=_MOST_WORDS)
     stream: bool = False
     chunking_strategy: Literal["auto"] | VadBody | None = None
+    known_speaker_names: list[str] = Field([], max_length=_MOST_SPEAKERS)
+    known_speaker_references: list[str] = Field([], max_length=_MOST_SPEAKERS)
 
     @property
     def all_hotwords(self) -> list[str]:
@@ -105,7 +118,8 @@ async def transcriptions(request: HttpRequest) -> Response:
             options |= _vad_options(body.chunking_strategy)
         recognition = Recognition(service, ticket, upload.blocks(), options, logprobs=shown.logprobs)
         stack.callback(recognition.close)
-        answer = _Answer(service, body.response_format, shown, recognition)
+        speakers = _Speakers(service, upload, body) if body.response_format == "diarized_json" else None
+        answer = _Answer(service, body.response_format, shown, recognition, speakers)
         if not body.stream:
             return await until_disconnect(request, answer.whole())
         events = await until_disconnect(request, begun(answer.events(), service.options.ping_seconds))
@@ -141,6 +155,12 @@ def _check_transcription(body: TranscriptionBody, shown: Shown) -> None:
         )
     if shown.logprobs and format != "json":
         raise bad_request(f"include: logprobs are not part of {format}; ask for response_format=json", "include")
+    if len(body.known_speaker_names) != len(body.known_speaker_references):
+        raise bad_request("known_speaker_names: expected as many as known_speaker_references", "known_speaker_names")
+    if len(set(body.known_speaker_names)) < len(body.known_speaker_names):
+        raise bad_request("known_speaker_names: one is given twice", "known_speaker_names")
+    if format == "diarized_json":
+        check_installed()
     if body.stream and format in ("srt", "vtt", "verbose_json"):
         raise bad_request(
             f"stream: {format} is not streamed; ask for response_format=json, text or diarized_json", "stream"
@@ -184,6 +204,37 @@ def _vad_options(given: VadBody) -> dict[str, Any]:
     return options
 
 
+@dataclass(frozen=True)
+class _Speakers:
+    """Who speaks in an upload."""
+
+    service: Service
+    upload: Upload
+    body: TranscriptionBody
+
+    async def found(self) -> Diarization:
+        """Look for them."""
+        return await asyncio.to_thread(self._find)
+
+    def _find(self) -> Diarization:
+        diarizer, limit = self.service.diarizer, self.service.limits.max_diarized_seconds
+        try:
+            found = diarizer(self.upload.blocks(limit), cancelled=lambda: self.upload.closed)
+        except AudioError as error:
+            raise ApiError(400, str(error), param="file") from error
+        return found.named(dict(self._known())) if self.body.known_speaker_names else found
+
+    def _known(self) -> Iterator[tuple[str, np.ndarray]]:
+        for index, name in enumerate(self.body.known_speaker_names):
+            param = f"known_speaker_references[{index}]"
+            content = content_of(Medium("audio", param, self.body.known_speaker_references[index]))
+            reference = Upload(io.BytesIO(content), _MOST_REFERENCE_SECONDS, param)
+            voice = self.service.diarizer(reference.blocks(), cancelled=lambda: self.upload.closed).main_voice()
+            if voice is None:
+                raise bad_request(f"{param}: nobody is found to speak in it; send 2 to 10 s of speech", param)
+            yield name, voice
+
+
 @dataclass
 class _Answer:
     """A transcription's answer on the wire."""
@@ -192,9 +243,14 @@ class _Answer:
     format: str
     shown: Shown
     recognition: Recognition
+    speakers: _Speakers | None = None
 
     async def whole(self) -> Response:
         """The response of a request that does not stream."""
+        if self.speakers is not None:
+            segments = [segment async for segment in self._spoken(self.speakers)]
+            self.recognition.finished()
+            return JSONResponse(diarized_json(segments, self.recognition.duration, self.recognition.usage))
         parts = [part async for part in self.recognition.parts()]
         self.recognition.finished()
         duration = self.recognition.duration
@@ -208,8 +264,33 @@ class _Answer:
         logprobs = self._logprobs(token for part in parts for token in part.reply.logprobs or ())
         return JSONResponse(plain_json(text_of(parts), self.recognition.usage, logprobs))
 
-    async def events(self) -> AsyncGenerator[bytes]:
+    def events(self) -> AsyncGenerator[bytes]:
         """The events of a request that streams."""
+        return self._diarized_events(self.speakers) if self.speakers is not None else self._text_events()
+
+    async def _diarized_events(self, speakers: _Speakers) -> AsyncGenerator[bytes]:
+        texts: list[str] = []
+        async with aclosing(self._spoken(speakers)) as segments:
+            async for segment in segments:
+                shown = diarized_segment(len(texts), segment)
+                text = f" {segment.text}" if texts else segment.text
+                texts.append(text)
+                yield event({"type": "transcript.text.delta", "delta": text, "segment_id": shown["id"]})
+                yield event(shown)
+        self.recognition.finished()
+        usage = token_usage(self.recognition.usage)
+        yield event({"type": "transcript.text.done", "text": "".join(texts), "usage": usage})
+        yield DONE
+
+    async def _spoken(self, speakers: _Speakers) -> AsyncGenerator[Segment]:
+        """Segments of one speaker each."""
+        diarization = await speakers.found()
+        async with aclosing(self.recognition.parts()) as parts:
+            async for part in parts:
+                for segment in diarization.attributed(part.segment):
+                    yield segment
+
+    async def _text_events(self) -> AsyncGenerator[bytes]:
         texts: list[str] = []
         tokens: list[TokenLogprob] = []
         async for delta in self.recognition.text():
