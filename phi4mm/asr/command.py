@@ -126,6 +126,7 @@ def _speech_options(options: argparse.Namespace) -> dict[str, Any]:
     }
     names = [
         "track",
+        "clip",
         "max_piece",
         "min_silence",
         "vad_threshold",
