@@ -401,6 +401,21 @@ def test_text_as_it_comes(page: Page) -> None:
     expect(page.get_by_role("button", name=".srt")).to_have_count(0)
 
 
+def test_speakers(page: Page) -> None:
+    segments = [
+        {"id": "seg_0", "speaker": "A", "start": 0.2, "end": 1.0, "text": "one two"},
+        {"id": "seg_1", "speaker": "B", "start": 1.2, "end": 2.0, "text": "three"},
+    ]
+    answer = {"task": "transcribe", "duration": 2.5, "text": "one two three", "segments": segments}
+    page.route("**/v1/audio/transcriptions", lambda route: route.fulfill(json=answer))
+    page.get_by_role("tab", name="Transcribe").click()
+    page.get_by_text("Options").click()
+    page.get_by_label("Tell speakers apart").check()
+    page.set_input_files("#audio-files", [SAMPLES / "eight_digits.flac"])
+    expect(page.locator(".speaker")).to_have_text(["A", "B"])
+    expect(page.locator(".word")).to_have_text(["one two", "three"])
+
+
 def test_folder(browser: Browser, server: Running, tmp_path: Path) -> None:
     folder = tmp_path / "recordings"
     folder.mkdir()

@@ -11,12 +11,13 @@ export function sheet(file, result, facts, onCode) {
   const words = result.words ?? [];
   const body = el("div", { className: "segments", role: "group", "aria-label": "Transcript; the arrow keys go from word to word" });
   const buttons = [];
+  const speakers = [...new Set(segments.map(({ speaker }) => speaker))];
   segments.forEach((segment, index) => {
     const next = segments[index + 1]?.start ?? Infinity;
     const own = words.filter(({ start }) => start < next && (index === 0 || start >= segment.start));
     const parts = own.length ? own.map(({ word, start, end }) => ({ text: word.trim(), start, end })) : [{ ...segment, text: segment.text.trim() }];
     const line = el("p", {});
-    if (segment.speaker) line.append(el("span", { className: "speaker" }, segment.speaker));
+    if (segment.speaker) line.append(el("span", { className: `speaker voice-${speakers.indexOf(segment.speaker) % 4}` }, segment.speaker));
     for (const part of parts) {
       const button = wordButton(part, audio);
       buttons.push({ ...part, button });
