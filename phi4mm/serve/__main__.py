@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from phi4mm.cli import exit_code, prepare_environment, report
-from phi4mm.errors import Phi4MMError
+from phi4mm.errors import Phi4MMError, install_hint
 
 if TYPE_CHECKING:
     from phi4mm.serve.options import ServeOptions
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import python_multipart
         import uvicorn
     except ImportError as error:
-        report(PROGRAM, f"the server needs {error.name}: pip install 'phi4mm[serve]'")
+        report(PROGRAM, f"the server needs {error.name}: {install_hint('serve')}")
         return 1
     del fastapi, prometheus_client, python_multipart, uvicorn
     return exit_code(PROGRAM, lambda: _run(arguments))
