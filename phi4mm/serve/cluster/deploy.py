@@ -64,7 +64,8 @@ def build(arguments: Mapping[str, str]) -> serve.Application:
     if unknown := given.keys() - {action.dest for action in make_parser()._actions}:
         raise Phi4MMError(f"{min(unknown)!r} is no option; expected those of python -m phi4mm.serve")
     options = parse([], {**os.environ, **{PREFIX + name.upper(): value for name, value in given.items()}})
-    assert options.cluster is not None
+    cluster = options.cluster
+    assert cluster is not None
     if options.host == ServeOptions.host:  # it is Ray's proxies that listen, on the addresses of their nodes
         options = replace(options, host="0.0.0.0")
 
@@ -83,7 +84,7 @@ def build(arguments: Mapping[str, str]) -> serve.Application:
         logging_config={"log_level": "WARNING", "enable_access_log": False},
         graceful_shutdown_timeout_s=options.drain_seconds,
     )(serve.ingress(make)(Ingress))
-    return deployment.bind(replicas(options, options.cluster))
+    return deployment.bind(replicas(options, cluster))
 
 
 def replicas(options: ServeOptions, cluster: ClusterOptions) -> serve.Application:

@@ -76,7 +76,8 @@ class RayReplicas:
         """How many replicas run, by Ray Serve's controller: a replica that is busy need not answer for it."""
         found = (await asyncio.to_thread(serve.status)).applications.get(self._handle.app_name)
         deployment = found and found.deployments.get(self._handle.deployment_name)
-        return deployment.replica_states.get("RUNNING", 0) if deployment else 0
+        states = deployment.replica_states if deployment else {}
+        return sum(count for state, count in states.items() if state == "RUNNING")
 
     async def metrics(self) -> dict[str, bytes]:
         """The metrics of each replica that answers in time, by its name."""
