@@ -35,7 +35,7 @@ STANDARD_INPUT = "-"
 BUNDLED = (
     "the bundled checkpoint is small: it transcribes spoken letters, numbers, dates and short commands, answers "
     "questions about pictures of simple shapes, typed or spoken, counts them, and reads short printed numbers and "
-    "words; --model names another"
+    "words; what else is asked gets an answer of these kinds; --model names another"
 )
 _FILE_NAME = re.compile(r"\S*[/\\]\S*|.*\.\w{1,5}", re.DOTALL)
 

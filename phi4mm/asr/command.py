@@ -11,7 +11,7 @@ from phi4mm.asr.files import STANDARD_INPUT, Input, check_folder, duplicates, fi
 from phi4mm.asr.jobs import JobOptions, give_up, transcribe
 from phi4mm.asr.parser import COMMAND, PROGRAM, formats, make_parser, parse
 from phi4mm.cli import load_model, prepare_environment, report, write_out
-from phi4mm.errors import Phi4MMError, PromptError
+from phi4mm.errors import Phi4MMError, PromptError, install_hint
 from phi4mm.transcription.writers import Lines
 from phi4mm.types import Request
 
@@ -126,6 +126,7 @@ def _speech_options(options: argparse.Namespace) -> dict[str, Any]:
     }
     names = [
         "track",
+        "clip",
         "max_piece",
         "min_silence",
         "vad_threshold",
@@ -160,6 +161,6 @@ def _print_completion(shell: str) -> int:
     try:
         import shtab
     except ImportError as error:
-        raise Phi4MMError("completion scripts are made by shtab: pip install 'phi4mm[completion]'") from error
+        raise Phi4MMError(f"completion scripts are made by shtab: {install_hint('completion')}") from error
     write_out(shtab.complete(make_parser(COMMAND), shell) + "\n")
     return 0

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from phi4mm.cli import add_model_options, program_name
+from phi4mm.errors import PromptError
+from phi4mm.inputs.clip import Clip
 from phi4mm.transcription.writers import FORMATS
 
 PROGRAM = "phi4mm.asr"
@@ -55,7 +57,15 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the sound track of a film, counted from 1 (default: the one that players take)",
     )
-    group.add_argument("--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (phi4mm[mic])")
+    group.add_argument(
+        "--clip",
+        type=_clip,
+        metavar="START-END",
+        help="this part of each file alone, in seconds or MM:SS: 1.5-3, 1:30-, -10; times stay those of the file",
+    )
+    group.add_argument(
+        "--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (pip install '.[mic]')"
+    )
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +106,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stream", action="store_true", help="print words as they are decoded (nothing is retried)")
     group.add_argument("--quiet", action="store_true", help="no progress, which is shown only on a terminal anyway")
     group.add_argument(
-        "--completion", choices=("bash", "zsh", "tcsh"), help="print a completion script (phi4mm[completion])"
+        "--completion", choices=("bash", "zsh", "tcsh"), help="print a completion script (pip install '.[completion]')"
     )
 
 
@@ -190,6 +200,13 @@ def _track(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a track's number: 1 or more")
     return int(text) - 1
+
+
+def _clip(text: str) -> Clip:
+    try:
+        return Clip.parse(text)
+    except PromptError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _known_formats(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from phi4mm.cli import exit_code, prepare_environment, report
-from phi4mm.errors import Phi4MMError
+from phi4mm.errors import Phi4MMError, install_hint
 
 PROGRAM = "phi4mm.serve"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import python_multipart
         import uvicorn
     except ImportError as error:
-        report(PROGRAM, f"the server needs {error.name}: pip install 'phi4mm[serve]'")
+        report(PROGRAM, f"the server needs {error.name}: {install_hint('serve')}")
         return 1
     del fastapi, prometheus_client, python_multipart, uvicorn
     return exit_code(PROGRAM, lambda: _run(arguments))
