@@ -263,8 +263,7 @@ class _Answer:
         if self.format == "text":
             return PlainTextResponse(text_of(parts) + "\n")
         if self.format in ("srt", "vtt"):
-            content_type = "text/vtt" if self.format == "vtt" else "application/x-subrip"
-            return Response(subtitles(parts, duration, self.format), media_type=f"{content_type}; charset=utf-8")
+            return PlainTextResponse(subtitles(parts, duration, self.format))
         if self.format == "verbose_json":
             return JSONResponse(verbose_json(parts, duration, self.shown))
         logprobs = self._logprobs(token for part in parts for token in part.reply.logprobs or ())
