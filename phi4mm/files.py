@@ -22,7 +22,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.filename in (None, partial, os.fspath(partial)):
             error.filename, error.filename2 = os.fspath(path), None
         partial.unlink(missing_ok=True)
         raise

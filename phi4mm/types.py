@@ -6,11 +6,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, Protocol, cast
 
 from phi4mm.content import Content, is_blank, is_content, is_messages, read_messages
 from phi4mm.errors import PromptError
 from phi4mm.output_format import OutputFormat as OutputFormat
+from phi4mm.transcript import Segment as Segment
+from phi4mm.transcript import Transcript as Transcript
+from phi4mm.transcript import Word as Word
 from phi4mm.validate import (
     check_bool,
     check_number,
@@ -375,115 +378,3 @@ class Reply:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word, and where it is said in seconds from the audio's start: estimates, see docs/asr.md."""
-
-    text: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A part of an audio with its words.
-
-    Attributes:
-        start, end: where it is said, in seconds from the audio's start.
-        text: what is said.
-        avg_logprob: mean natural log-probability of its tokens; like all below, ``None`` where not measured. Rounding
-            in it depends on the batch, so equality passes it over.
-        compression_ratio: how many times shorter zlib makes the text; over about 2.4 it repeats itself.
-        no_speech_prob: 1 minus the speech detector's mean probability of speech.
-        temperature: at which it was decoded; over 0 where lower ones failed.
-        words: when each word is said (``word_timestamps=True``).
-    """
-
-    start: float
-    end: float
-    text: str
-    avg_logprob: float | None = field(default=None, compare=False)
-    compression_ratio: float | None = None
-    no_speech_prob: float | None = None
-    temperature: float | None = None
-    words: tuple[Word, ...] | None = None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Segment:
-        """From the form that it has in ``Transcript.to_dict``."""
-        words = values.get("words")
-        return cls(**{**values, "words": None if words is None else tuple(Word(**word) for word in words)})
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What was said: the text, its segments, and the audio's duration in seconds."""
-
-    text: str
-    segments: tuple[Segment, ...]
-    duration: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def of(cls, segments: Sequence[Segment], duration: float) -> Transcript:
-        """The transcript that these segments make up."""
-        return cls(" ".join(segment.text for segment in segments), tuple(segments), duration)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Transcript:
-        """The inverse of ``to_dict``; keys that a transcript does not have are passed over."""
-        segments = tuple(Segment.from_dict(segment) for segment in values["segments"])
-        return cls(values["text"], segments, values["duration"])
-
-
-class SamplingOptions(TypedDict, total=False):
-    """The fields of ``SamplingParams``, as keyword arguments."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    banned_tokens: Sequence[int]
-    stop: Sequence[str]
-    stop_token_ids: Sequence[int]
-    logprobs: int | None
-    n: int
-    seed: int | None
-    processors: Sequence[LogitsProcessor]
-    output: OutputFormat | None
-
-
-class DecodingOptions(SamplingOptions, total=False):
-    """How a request is answered, as keyword arguments: its adapter, and ``SamplingParams`` whole or by field."""
-
-    adapter: str | tuple[str, ...] | None
-    sampling: SamplingParams
-
-
-class RequestOptions(DecodingOptions, total=False):
-    """The fields of ``Request`` beside its text, as keyword arguments."""
-
-    images: Sequence[Any]
-    audios: Sequence[Any]
-    system: str | None
-    history: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]]
-    tool_choice: str | Mapping[str, Any]
-    parallel_tool_calls: bool
-
-
-class ChatOptions(RequestOptions, total=False):
-    """``RequestOptions``, and other ways to write ``output``: see ``OutputFormat.of``."""
-
-    response_format: Any
-    regex: str | None
-    grammar: str | None

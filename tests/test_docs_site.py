@@ -22,4 +22,4 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert "ERROR" not in done.stderr
     page = (tmp_path / "reference" / "index.html").read_text()
     for name in ("Phi4MM.chat_batch", "SamplingParams", "EngineOptions", "AdapterError"):
-        assert f'id="phi4mm.{name}"' in page or f".{name}\"" in page, name
+        assert f'id="phi4mm.{name}"' in page or f'.{name}"' in page, name

@@ -6,8 +6,10 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 
-from phi4mm.asr.writers import FORMATS
 from phi4mm.cli import add_model_options, program_name
+from phi4mm.errors import PromptError
+from phi4mm.inputs.clip import Clip
+from phi4mm.transcription.writers import FORMATS
 
 PROGRAM = "phi4mm.asr"
 COMMAND = "phi4mm-asr"  # its console script
@@ -49,7 +51,21 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--channel", default="mix", choices=CHANNELS, help="mix: all together (default); each: one after another"
     )
-    group.add_argument("--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (phi4mm[mic])")
+    group.add_argument(
+        "--track",
+        type=_track,
+        metavar="N",
+        help="the sound track of a film, counted from 1 (default: the one that players take)",
+    )
+    group.add_argument(
+        "--clip",
+        type=_clip,
+        metavar="START-END",
+        help="this part of each file alone, in seconds or MM:SS: 1.5-3, 1:30-, -10; times stay those of the file",
+    )
+    group.add_argument(
+        "--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (pip install '.[mic]')"
+    )
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +92,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--word-timestamps", action="store_true", help="estimate when each word is said: in JSON, and for subtitles"
     )
+    group.add_argument(
+        "--diarize", action="store_true", help="tell speakers apart: A, B, ... before what they say (phi4mm[diarize])"
+    )
     group.add_argument("--line-width", type=int, default=42, metavar="N", help="of subtitles; 0: any (default: 42)")
     group.add_argument("--line-count", type=int, default=2, metavar="N", help="lines of a subtitle (default: 2)")
     group.add_argument(
@@ -87,7 +106,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stream", action="store_true", help="print words as they are decoded (nothing is retried)")
     group.add_argument("--quiet", action="store_true", help="no progress, which is shown only on a terminal anyway")
     group.add_argument(
-        "--completion", choices=("bash", "zsh", "tcsh"), help="print a completion script (phi4mm[completion])"
+        "--completion", choices=("bash", "zsh", "tcsh"), help="print a completion script (pip install '.[completion]')"
     )
 
 
@@ -174,6 +193,20 @@ def formats(given: Sequence[Sequence[str]] | None) -> tuple[str, ...]:
     """The formats that were asked for, each once, in the order of ``FORMATS``; none by default."""
     asked = {name for names in given or () for name in names}
     return tuple(name for name in FORMATS if name in asked or "all" in asked)
+
+
+def _track(text: str) -> int:
+    """A track's number, from 0, as ``Phi4MM.transcribe`` counts them."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a track's number: 1 or more")
+    return int(text) - 1
+
+
+def _clip(text: str) -> Clip:
+    try:
+        return Clip.parse(text)
+    except PromptError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _known_formats(text: str) -> list[str]:

@@ -73,6 +73,10 @@ class Answer:
         self._emitted = max(self._emitted, end)
         return piece
 
+    def logprobs(self, start: int) -> tuple[TokenLogprob, ...]:
+        """Of the tokens from number ``start`` on, if they are asked for."""
+        return tuple(self._logprobs[start:]) if self._logprobs is not None else ()
+
     def cancel(self) -> str:
         """End it from outside and return the text that was held back."""
         piece, self._emitted = self._text[self._emitted :], len(self._text)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,6 +22,42 @@ from phi4mm.errors import ClosedError
 _Result = TypeVar("_Result")
 
 _GATHER_SECONDS = 0.2  # an idle engine waits so long at most for rows that are being read
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine did when its last step had ended.
+
+    Attributes:
+        running: rows that have a place in the KV cache.
+        waiting: rows that wait for one.
+        used_tokens: places of the KV cache that are in use, those of kept prefixes among them.
+        cache_tokens: all of its places.
+        running_adapters, waiting_adapters: of these rows.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    used_tokens: int = 0
+    cache_tokens: int = 0
+    running_adapters: tuple[str, ...] = ()
+    waiting_adapters: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, core: Core) -> EngineStats:
+        scheduler = core.scheduler
+        return cls(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            used_tokens=scheduler.arena.num_used,
+            cache_tokens=scheduler.arena.num_tokens,
+            running_adapters=_adapters(scheduler.running),
+            waiting_adapters=_adapters(scheduler.waiting),
+        )
+
+
+def _adapters(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for row in rows for name in row.prompt.route.adapters))
 
 
 @dataclass(eq=False)
@@ -50,6 +86,9 @@ class Engine:
         make_core: of the number of threads that each operation may use; called in the thread.
         expecting: how many rows are being read and will come soon: an idle engine then waits a little, so that rows
             which come together are encoded and computed together.
+
+    Attributes:
+        stats: as of the last step.
     """
 
     def __init__(self, make_core: Callable[[int], Core], expecting: Callable[[], int] = lambda: 0) -> None:
@@ -62,6 +101,7 @@ class Engine:
         self._embeddings: Embeddings | None = None  # of the core, once it is made
         self._cause: BaseException | None = None  # why the core could not be made
         self._num_threads = 1
+        self.stats = EngineStats()
         self._owner = os.getpid()
 
     def submit(self, ticket: Ticket) -> None:
@@ -183,6 +223,7 @@ class Engine:
                     core.step()
                 except BaseException as error:  # a fault of the engine itself: no row must wait for ever
                     core.fail_all(lambda error=error: _fault(error))  # type: ignore[misc]
+                self.stats = EngineStats.of(core)
         finally:
             self._embeddings = None
             core.close(closed_error)
@@ -201,6 +242,8 @@ class Engine:
                 self._commands.clear()
             for command in commands:
                 command(core)
+            if commands:
+                self.stats = EngineStats.of(core)
             if not core.busy:
                 continue
             if core.scheduler.running or core.enough_waiting or not self._expecting():

@@ -12,7 +12,7 @@ from dataclasses import replace
 from phi4mm.engine.answer import Answer
 from phi4mm.engine.sampler import Choice
 from phi4mm.errors import PromptError
-from phi4mm.types import Reply, Route, Usage
+from phi4mm.types import Reply, Route, TokenLogprob, Usage
 
 ENGINE_THREAD = "phi4mm-engine"
 
@@ -43,6 +43,11 @@ class Handle:
     def done(self) -> bool:
         """Whether the reply, or an error, is there."""
         return self._future.done()
+
+    def logprobs(self, start: int = 0) -> tuple[TokenLogprob, ...]:
+        """Log-probabilities of the tokens from number ``start`` on that there are until now, if they are asked for."""
+        with self._changed:
+            return () if self._answer is None else self._answer.logprobs(start)
 
     def result(self, timeout: float | None = None) -> Reply:
         """The reply.

@@ -41,10 +41,12 @@ MOST_JUNK = 1000  # times that FFmpeg looks for the next packet in 64 KB that ho
 # Formats whose packets are stamped with times; those of others are their places in the file.
 STAMPED = {"asf", "avi", "flv", MATROSKA, MOV, "mpeg", "mpegts", "mxf", "ogg", "rm", "wtv"}
 FROM_ZERO = {"avi", MATROSKA, MOV}  # whose times begin with the film; in others they begin anywhere
-LIVE = 3600.0  # seconds; a file that begins later than this is a part of something live, whose times begin anywhere
 JITTER = 0.1  # seconds between two stamps that are no gap
-SPLICED = {"mpeg", "mpegts", "ogg", "wtv"}  # a larger jump than this, in seconds, is where two recordings were joined
-SPLICE = 10.0  # as the ffmpeg program has it (-dts_delta_threshold)
+# Seconds. A file that begins later than this is a part of something live, whose times begin anywhere; a longer gap is a
+# stamp that is wrong.
+LONGEST_GAP = 3600.0
+SPLICED = {"mpeg", "mpegts", "ogg", "rm", "wtv"}  # where recordings are joined, or begin anew
+SPLICE = 10.0  # seconds; a further jump is such a place, as the ffmpeg program has it (-dts_delta_threshold)
 
 
 class _Unnamed:
@@ -115,9 +117,7 @@ def sound_track(container: av.container.InputContainer, name: str, track: int | 
     tracks = container.streams.audio
     if not tracks:
         raise AudioError(f"{name}: has no sound track ({container.format.long_name}); pass a file with sound")
-    if track is not None and not 0 <= track < len(tracks):
-        count = f"{len(tracks)} sound tracks" if len(tracks) > 1 else "one sound track"
-        raise AudioError(f"{name}: has no sound track {track + 1}, it has {count}; take one of those")
+    check_track(track, len(tracks), name)
     if track is not None:
         known = [tracks[track]] if tracks[track].codec_context else []
     else:
@@ -125,7 +125,17 @@ def sound_track(container: av.container.InputContainer, name: str, track: int | 
         known.sort(key=lambda one: not one.disposition & av.stream.Disposition.default)
     if not known:
         raise _not_audio(name, "its codec is not known")
+    if container.format.name == "caf" and known[0].codec_context.name == "alac":
+        # FFmpeg would drop what is missing in the last packet, which has no more than there is, from its end again.
+        known[0].codec_context.flags2 |= av.codec.context.Flags2.skip_manual
     return known[0]
+
+
+def check_track(track: int | None, count: int, name: str) -> None:
+    """Refuses a number of a sound track of which a file has ``count``."""
+    if track is not None and not 0 <= track < count:
+        tracks = f"{count} sound tracks" if count > 1 else "one sound track"
+        raise AudioError(f"{name}: has no sound track {track + 1}, it has {tracks}; take one of those")
 
 
 def blocks(
@@ -174,8 +184,8 @@ class _TimeLine:
         kind, start = container.format.name, (container.start_time or 0) / 1e6  # FFmpeg's AV_TIME_BASE
         self.position = 0.0
         self._stamped = kind in STAMPED
-        self._longest_gap = SPLICE if kind in SPLICED else float("inf")
-        self._offset = 0.0 if start < (LIVE if kind in FROM_ZERO else 0.0) else -start
+        self._spliced = kind in SPLICED
+        self._offset = 0.0 if start < (LONGEST_GAP if kind in FROM_ZERO else 0.0) else -start
         self._least_gap = 0.0 if kind in FROM_ZERO else JITTER
         self._started = False
 
@@ -187,9 +197,10 @@ class _TimeLine:
         gap = 0.0
         if self._stamped and frame.time is not None:
             gap = frame.time + self._offset - self.position
-            if self._started and (gap > self._longest_gap or gap < -SPLICE):
+            longest = SPLICE if self._spliced and self._started else LONGEST_GAP
+            if gap > longest or gap < -SPLICE:
                 self._offset -= gap
-            gap = gap if self._least_gap < gap <= self._longest_gap else 0.0
+            gap = gap if self._least_gap < gap <= longest else 0.0
         self._started, self._least_gap = True, JITTER
         self.position += gap + frame.samples / frame.sample_rate
         return round(gap * frame.sample_rate)

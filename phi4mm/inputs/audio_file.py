@@ -15,7 +15,16 @@ import numpy as np
 import torch
 
 from phi4mm.errors import AudioError, AudioReadError
-from phi4mm.inputs.audio_container import MAX_SECONDS, blocks, check_form, opened_container, sound_track, too_long
+from phi4mm.inputs.audio_container import (
+    MAX_SECONDS,
+    blocks,
+    check_form,
+    check_track,
+    opened_container,
+    sound_track,
+    too_long,
+)
+from phi4mm.inputs.audio_sndfile import SNDFILE_HEAD, is_misread, sndfile_blocks, sndfile_seconds
 from phi4mm.inputs.file_layout import check_piped_size, check_size, known_sizes, ogg_links
 from phi4mm.inputs.pipe import Pipe, in_thread, is_pipe
 from phi4mm.inputs.source import is_url
@@ -63,13 +72,23 @@ def _file_blocks(source: Any, name: str, track: int | None) -> Iterator[tuple[np
     seconds = 0.0
     with _opened(source, name) as file:
         check_size(file, name)
-        for link in _links(file):
-            with opened_container(link, name) as container:
-                for block, rate in blocks(container, sound_track(container, name, track), name):
-                    seconds += len(block) / rate
-                    if seconds > MAX_SECONDS:
-                        raise too_long(name)
-                    yield block, rate
+        for block, rate in _sound_of(file, name, track):
+            seconds += len(block) / rate
+            if seconds > MAX_SECONDS:
+                raise too_long(name)
+            yield block, rate
+
+
+def _sound_of(file: BinaryIO, name: str, track: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    if is_misread(file.read(SNDFILE_HEAD)):
+        check_track(track, 1, name)
+        for block, rate in sndfile_blocks(file, name):
+            check_form(block.shape[1], rate, name)
+            yield block, rate
+        return
+    for link in _links(file):
+        with opened_container(link, name) as container:
+            yield from blocks(container, sound_track(container, name, track), name)
 
 
 def _piped_blocks(source: Any, name: str, track: int | None) -> Iterator[tuple[np.ndarray, int]]:
@@ -80,7 +99,7 @@ def _piped_blocks(source: Any, name: str, track: int | None) -> Iterator[tuple[n
                 source = stack.enter_context(open(source, "rb", buffering=0))
             _check_binary(source, name)
             pipe = Pipe(source, name)
-            if pipe.decodes_as_it_comes():
+            if pipe.decodes_as_it_comes() and not is_misread(pipe.start):
                 container = stack.enter_context(opened_container(pipe, name))
                 yield from blocks(container, sound_track(container, name, track), name, BLOCK_OF_PIPE)
                 check_piped_size(pipe.start, pipe.count, name)
@@ -104,6 +123,8 @@ def audio_seconds(source: AudioSource, name: str = "audio") -> float | None:
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else name
     seconds = 0.0
     with _opened(source, name) as file:
+        if is_misread(file.read(SNDFILE_HEAD)):
+            return sndfile_seconds(file, name)
         for link in _links(file):
             with opened_container(link, name) as container:
                 sound_track(container, name, None)

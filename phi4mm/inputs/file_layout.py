@@ -339,7 +339,7 @@ def _chunks(file: BinaryIO, size: int, place: int, order: Literal["little", "big
 
 
 def _at(file: BinaryIO, place: int, length: int) -> bytes:
-    if place > LARGEST_FILE:  # by a length of nonsense
+    if place > LARGEST_FILE:  # of a header that is wrong
         return b""
     file.seek(place)
     return file.read(length)

@@ -16,7 +16,7 @@ _Item = TypeVar("_Item")
 
 _AHEAD = 2  # items that are made before they are asked for
 _KEPT = 1 << 16  # bytes of the start, in which headers are
-_LEAST = 16  # bytes by which formats are told apart
+_LEAST = 64  # bytes by which formats are told apart
 _AT_ONCE = 1 << 16  # bytes
 _CHECKED_EVERY = 1 << 26  # bytes of a copy, whether the disk has room
 _LEFT_FREE = 1 << 29  # bytes of the disk that a copy leaves

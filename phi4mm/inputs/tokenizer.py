@@ -58,6 +58,17 @@ class _AddedToken(BaseModel):
 _AddedTokens = TypeAdapter(list[_AddedToken])
 
 
+def _byte_letters() -> dict[str, int]:
+    """The letters by which byte-level BPE writes bytes (GPT-2's ``bytes_to_unicode``): printable ones of Latin-1 stand
+    for themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+
+
 class Tokenizer:
     """A byte-level BPE tokenizer whose control tokens are got by name only, never from text.
 
@@ -169,6 +180,15 @@ class Tokenizer:
             ) from error
         parts = [text] if self._find_in_text is None else self._find_in_text.split(text)
         return [self._in_text[part] if index % 2 else part for index, part in enumerate(parts) if part]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, which may be part of a character; of an added token, its content's."""
+        if token_id in self._added:
+            return self._added[token_id].content.encode()
+        text = self._text.id_to_token(token_id) or ""
+        if set(text) <= _BYTES.keys():
+            return bytes(_BYTES[letter] for letter in text)
+        return self._text.decode([token_id], skip_special_tokens=False).encode()
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids. Tokens that are "special" are dropped, but for those of tool calls."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,6 +42,10 @@ class Piece:
     start: float
     end: float
     speech: float
+
+    def later(self, seconds: float) -> Piece:
+        """The piece in an audio that begins so much earlier."""
+        return replace(self, offset=self.offset + seconds, start=self.start + seconds, end=self.end + seconds)
 
 
 class Cutter:

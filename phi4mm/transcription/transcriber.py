@@ -63,12 +63,13 @@ class Transcription:
 
     Args:
         client: of the engine.
-        waveforms: the consecutive parts of the audio, at one of the model's two rates.
+        waveforms: the consecutive parts of the audio, or of the clip that the options name, at one of the model's two
+            rates.
         request: the instruction and how to decode it; its audio is filled in.
         options: how to find speech and when to decode again.
 
     Attributes:
-        duration: seconds of audio that were read so far; at the end, all.
+        duration: seconds of audio (of the clip, if one is asked for) that were read so far; at the end, all.
     """
 
     def __init__(self, client: Client, waveforms: Iterable[Waveform], request: Request, options: SpeechOptions) -> None:
@@ -128,25 +129,27 @@ class Transcription:
     def pieces(self) -> Iterator[Piece]:
         """What is handed to the model, without decoding it."""
         options = self._options
-        return cut(
+        pieces = cut(
             frames(self._counted(), SpeechDetector() if options.vad else None),
             max_piece=options.max_piece or self._client.model.config.front_end.max_seconds,
             min_silence=options.min_silence,
             threshold=options.vad_threshold,
             judge=options.vad,
         )
+        return (piece.later(options.part.start) for piece in pieces)
 
     def _counted(self) -> Iterator[Waveform]:
         for waveform in self._waveforms:
             self.duration += waveform.duration
             yield waveform
 
-    def begin(self, piece: Piece, number: int, group: Group) -> Handle:
-        """Decode a piece for the ``number``-th time, counted from 0, as one of a group."""
+    def begin(self, piece: Piece, number: int, group: Group, *, logprobs: int | None = None) -> Handle:
+        """Decode a piece for the ``number``-th time, counted from 0, as one of a group; ``logprobs`` are reported by
+        the handle, as ``SamplingParams.logprobs``."""
         sampling = self._request.sampling
         # A retry is seeded, so that the same file gives the same transcript again.
         seed = number if number and sampling.seed is None else sampling.seed
-        sampling = replace(sampling, temperature=self._temperatures[number], seed=seed)
+        sampling = replace(sampling, temperature=self._temperatures[number], seed=seed, logprobs=logprobs)
         audios = [(piece.samples, piece.sampling_rate)]
         return self._client.submit(replace(self._request, audios=audios, sampling=sampling), group)
 

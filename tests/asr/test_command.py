@@ -18,14 +18,15 @@ import pysubs2
 import pytest
 import soundfile
 
-from phi4mm import Reply, Request, Route, SamplingParams, Transcript, Usage
-from phi4mm import __main__ as ask
+from phi4mm import Reply, Request, Route, SamplingParams, Transcript, Usage, ask
+from phi4mm import __main__ as ask_main
 from phi4mm.asr import __main__ as asr
 from phi4mm.asr import command
 from phi4mm.asr.files import find_inputs
 from phi4mm.asr.manual import manual
 from phi4mm.asr.parser import make_parser
 from phi4mm.engine.row import Group
+from phi4mm.errors import AudioReadError
 from phi4mm.inputs.audio import stream_audio
 from phi4mm.model.config import FrontEndConfig
 from phi4mm.transcription.options import SpeechOptions
@@ -142,6 +143,46 @@ def test_a_format_on_standard_output(model: StandIn, tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out == "1.5 seconds\n"
 
 
+def test_several_formats_and_names(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = str(write(tmp_path / "a.wav", 1.5)), str(write(tmp_path / "b.wav", 0.5))
+    out = tmp_path / "out"
+    assert asr.main([a, a, "--format", "srt,json", "--format", "txt", "--output-dir", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["a.json", "a.srt", "a.txt"]
+    capsys.readouterr()
+    assert asr.main([a, b, a]) == 0
+    assert capsys.readouterr().out == f"{a}: 1.5 seconds\n{b}: 0.5 seconds\n{a}: 1.5 seconds\n"
+    assert asr.main([a, b, "--no-filename"]) == 0
+    assert capsys.readouterr().out == "1.5 seconds\n0.5 seconds\n"
+    assert asr.main([a, str(tmp_path / "gone.wav"), b, "--json"]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in lines] == ["1.5 seconds", "", "0.5 seconds"]
+    assert "there is no such file" in lines[1]["error"]
+
+
+def test_a_file_whose_reading_fails_is_tried_again_after_the_others(
+    model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = str(write(tmp_path / "a.wav", 1.5)), str(write(tmp_path / "b.wav", 0.5))
+    begin, tried = model.transcribe_stream, []
+
+    def failing(audio: Any, **options: Any) -> Transcription:
+        tried.append(audio)
+        if tried.count(a) > 1 or audio == b:
+            return begin(audio, **options)
+
+        def parts() -> Iterator[Any]:
+            raise AudioReadError(f"{a}: cannot be read (EIO)")
+            yield
+
+        return begin(parts(), **options)
+
+    monkeypatch.setattr(model, "transcribe_stream", failing)
+    assert asr.main([a, b, "--output-dir", str(tmp_path / "out"), "--quiet"]) == 0
+    assert tried == [a, b, a]
+    assert (tmp_path / "out" / "a.txt").read_text() == "1.5 seconds\n"
+    assert capsys.readouterr() == ("", "")
+
+
 def test_channels(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(write(tmp_path / "a.wav", 1.0, channels=2))
     for name, channels in (("mix", [None]), ("left", [0]), ("right", [1]), ("each", [0, 1])):
@@ -198,7 +239,7 @@ def test_interrupted(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert told.splitlines()[1:] == ["phi4mm.asr: interrupted"]
 
 
-@pytest.mark.parametrize(("module", "main"), [(command, asr.main), (ask, ask.main)])
+@pytest.mark.parametrize(("module", "main"), [(command, asr.main), (ask, ask_main.main)])
 def test_interrupted_while_loading(
     module: ModuleType, main: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], tmp_path: Path,
@@ -253,6 +294,13 @@ def test_options_reach_the_model_from_the_command_line_and_the_environment(
     [
         ["--mic", "x.wav"],
         ["x.wav", "--format", "all"],
+        ["x.wav", "--format", "srt,json"],
+        ["x.wav", "y.wav", "--format", "srt"],
+        ["x.wav", "--format", "srt", "--channel", "each"],
+        ["x.wav", "--format", "doc"],
+        ["x.wav", "--threads", "0"],
+        ["x.wav", "--threads", "two"],
+        ["-", "-"],
         ["x.wav", "--skip-existing"],
         ["x.wav", "--json", "--stream"],
         ["x.wav", "--line-count", "0"],
@@ -287,7 +335,26 @@ def test_the_manual_is_that_of_the_parser() -> None:
 def test_completion(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("shtab")
     assert asr.main(["--completion", "bash"]) == 0
-    assert "--max-piece" in capsys.readouterr().out
+    script = capsys.readouterr().out
+    assert "--max-piece" in script
+    assert [line.split()[-1] for line in script.splitlines() if line.startswith("complete ")] == ["phi4mm-asr"]
+
+
+def test_a_microphone_without_its_libraries(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Finder:
+        def find_spec(self, name: str, *others: Any) -> None:
+            if name == "sounddevice":
+                raise OSError("PortAudio library not found")
+
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert asr.main(["--mic"]) == 1
+    assert "apt install libportaudio2" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
+    assert asr.main(["--mic"]) == 1
+    assert "pip install '.[mic]'" in capsys.readouterr().err
 
 
 def test_microphone(model: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,3 +385,12 @@ def test_microphone(model: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(microphone, "SimpleQueue", Interrupted)
     assert asr.main(["--mic"]) == 0
     assert capsys.readouterr().out == "0.2 seconds\n"
+
+
+def test_a_choice_of_track(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asr.main(["--track", "2", str(write(tmp_path / "a.wav", 0.1))]) == 0
+    assert [options["track"] for _, options in model.calls] == [1]
+    for bad in ("0", "-1", "two"):
+        with pytest.raises(SystemExit, match="2"):
+            asr.main([f"--track={bad}", str(tmp_path / "a.wav")])
+        assert "is not a track's number" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import signal
 import time
 from itertools import pairwise
@@ -12,7 +14,8 @@ from pathlib import Path
 import pysubs2
 import pytest
 
-from phi4mm.asr.writers import (
+from phi4mm.files import written_whole
+from phi4mm.transcription.writers import (
     FORMATS,
     JsonWriter,
     Lines,
@@ -137,3 +140,11 @@ def test_a_killed_program_leaves_a_whole_file(tmp_path: Path) -> None:
     writer.join()
     assert writer.exitcode == -signal.SIGKILL
     assert Transcript.from_dict(json.loads(path.read_text("utf-8"))) == transcript
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '.*out.txt'"), written_whole(tmp_path / "out.txt"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    gone = tmp_path / "gone" / "out.txt"
+    with pytest.raises(OSError, match=r"No such file or directory: '.*gone/out.txt'"), written_whole(gone) as part:
+        part.write_text("x")

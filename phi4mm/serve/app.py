@@ -1,0 +1,70 @@
+"""The app: every router, and what stands around them all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from phi4mm import __version__
+from phi4mm.serve import errors
+from phi4mm.serve.auth import KeyCheck
+from phi4mm.serve.middleware import QUIET, BodyLimit, RequestContext
+from phi4mm.serve.openai import chat, completions, models, realtime, responses, transcriptions
+from phi4mm.serve.origins import OriginCheck, is_local
+from phi4mm.serve.routes import adapters, health, tokenize
+from phi4mm.serve.service import Service
+
+ROUTERS = (
+    chat.router,
+    completions.router,
+    responses.router,
+    realtime.router,
+    transcriptions.router,
+    models.router,
+    adapters.router,
+    tokenize.router,
+    health.router,
+)
+
+
+def make_app(service: Service) -> FastAPI:
+    """An ASGI app over a service, which is closed with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    security = service.options.security
+    app = FastAPI(
+        title="phi4mm",
+        version=__version__,
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        # Spans and metrics go to OpenTelemetry's providers where there are any; its logs would hold what clients sent.
+        telemetry={"logs": False, "operation_spans": False, "exclude": lambda scope: scope.get("path") in QUIET},
+        lifespan=lifespan,
+        middleware=[  # from the outermost
+            Middleware(
+                CORSMiddleware,
+                allow_origins=security.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            ),
+            Middleware(RequestContext, metrics=service.metrics),
+            Middleware(OriginCheck, allowed=security.cors_origins, local=is_local(service.options)),
+            Middleware(KeyCheck, security=security),
+            Middleware(BodyLimit, limits=service.limits),
+        ],
+    )
+    app.state.service = service
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    return app

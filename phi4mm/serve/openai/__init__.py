@@ -1,0 +1,1 @@
+"""OpenAI's endpoints, one module each, and their wire formats."""
