@@ -133,8 +133,8 @@ class Handle:
                     return
                 await arrived.wait()
             place += len(pieces)
-            for piece in pieces:
-                yield piece
+            if pieces:
+                yield "".join(pieces)  # one for all that came while the loop was busy
 
     def __await__(self) -> Generator[None, None, Reply]:
         return self._awaited().__await__()
