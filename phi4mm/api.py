@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +17,7 @@ from phi4mm.adapters import Adapters
 from phi4mm.checkpoint import save_checkpoint
 from phi4mm.content import Content
 from phi4mm.devices import DeviceInfo, describe, prepare, resolve_device
-from phi4mm.engine.client import Client
+from phi4mm.engine.client import Client, all_or_errors
 from phi4mm.engine.core import Core
 from phi4mm.engine.encoders import Encoders
 from phi4mm.engine.engine import EngineStats
@@ -30,8 +29,8 @@ from phi4mm.engine.prepack import PrepackedLinear
 from phi4mm.engine.quantize import QuantizedLinear
 from phi4mm.engine.runner import MakeRunner, ModelRunner
 from phi4mm.engine.threads import plan_threads, tower_thread
-from phi4mm.errors import BatchError, CheckpointError, Phi4MMError, PromptError
-from phi4mm.inputs.audio import load_audio, stream_audio
+from phi4mm.errors import CheckpointError, Phi4MMError, PromptError
+from phi4mm.inputs.audio import stream_audio
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.prompt import speech_prompt
 from phi4mm.inputs.tokenizer import Tokenizer
@@ -39,9 +38,10 @@ from phi4mm.loading import load
 from phi4mm.model.config import Phi4MMConfig
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.options import ChatOptions, DecodingOptions
+from phi4mm.transcription.clips import speech_request, transcripts
 from phi4mm.transcription.options import SpeechOptions, TranscribeOptions
 from phi4mm.transcription.transcriber import Transcription
-from phi4mm.types import Reply, Request, Segment, Transcript
+from phi4mm.types import Reply, Request, Transcript
 from phi4mm.validate import (
     check_bool,
     check_choice,
@@ -331,7 +331,7 @@ class Phi4MM:
 
         choices = [1 if isinstance(one, Phi4MMError) else one.sampling.n for one in made]
         reads = [partial(read, one) for one in made]
-        return _all_or_errors(self._client.results(reads, batch_size=batch_size, choices=choices))
+        return all_or_errors(self._client.results(reads, batch_size=batch_size, choices=choices))
 
     def stream(self, text: Text = "", **options: Unpack[ChatOptions]) -> Iterator[str]:
         """Answer one request piece by piece; the pieces together are ``chat``'s text. Arguments as ``chat``.
@@ -394,7 +394,7 @@ class Phi4MM:
         """
         text = speech_prompt(task, to, prompt=prompt, hotwords=hotwords)
         speech, decoding = SpeechOptions.split(options, task=task)
-        request = _speech_request(text, decoding)
+        request = speech_request(text, decoding)
         waveforms = stream_audio(audio, channel=speech.channel, track=speech.track)
         return Transcription(self._client, waveforms, request, speech)
 
@@ -422,22 +422,8 @@ class Phi4MM:
             raise PromptError("audios is one (samples, sampling_rate); expected a list of audios: put it into a list")
         check_sequence("audios", audios, "audios, even for a single one")
         check_known(options, DecodingOptions.__annotations__)
-        request = _speech_request(speech_prompt(task, to, prompt=prompt, hotwords=hotwords), options)
-        durations: dict[int, float] = {}
-
-        def read(index: int) -> tuple[Request, Row]:
-            waveform = load_audio(audios[index])
-            durations[index] = waveform.duration
-            made = replace(request, audios=[(waveform.samples, waveform.sampling_rate)])
-            return made, self.processor.row(made)
-
-        results = self._client.results([partial(read, index) for index in range(len(audios))], batch_size=batch_size)
-        return _all_or_errors(
-            [
-                result if isinstance(result, Phi4MMError) else _transcript(result, durations[index])
-                for index, result in enumerate(results)
-            ]
-        )
+        request = speech_request(speech_prompt(task, to, prompt=prompt, hotwords=hotwords), options)
+        return all_or_errors(transcripts(self._client, audios, request, batch_size=batch_size))
 
 
 @contextmanager
@@ -450,40 +436,12 @@ def cancelled_if_interrupted(handle: Handle) -> Iterator[None]:
         raise
 
 
-def _speech_request(text: Content, options: Mapping[str, Any]) -> Request:
-    """The request of a transcription, whose audio is filled in later.
-
-    Raises:
-        PromptError: an option is bad, or asks for what a transcript cannot hold.
-    """
-    request = Request.make(text, **options)
-    if request.sampling.n != 1:
-        raise wrong("n", request.sampling.n, "1: a transcript is one; call it several times, or chat with the audio")
-    if request.sampling.logprobs is not None:
-        raise wrong("logprobs", request.sampling.logprobs, "None: a transcript has none; chat with the audio instead")
-    return request
-
-
 def _made(request: AnyRequest) -> Request | Phi4MMError:
     """A request, or what is wrong with its options."""
     try:
         return Request.of(request)
     except Phi4MMError as error:
         return error
-
-
-def _transcript(reply: Reply, duration: float) -> Transcript:
-    text = reply.text.strip()
-    return Transcript(text, (Segment(0.0, duration, text),) if text else (), duration)
-
-
-def _all_or_errors(results: Sequence[_Result | Phi4MMError]) -> list[_Result]:
-    """The results, or a ``BatchError`` that holds them where some of them failed."""
-    good = [None if isinstance(result, Phi4MMError) else result for result in results]
-    errors = {index: result for index, result in enumerate(results) if isinstance(result, Phi4MMError)}
-    if errors:
-        raise BatchError(good, errors)
-    return [result for result in good if result is not None]
 
 
 def _renamed(

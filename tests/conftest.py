@@ -21,6 +21,9 @@ from phi4mm.model.phi4mm import Phi4MMModel
 
 settings.register_profile("thorough", max_examples=1000, deadline=None)  # --hypothesis-profile=thorough
 
+DATA = Path(os.environ.get("PHI4MM_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))  # may be absent
+CASES = DATA.parent / "cases"  # small files whose words and times are known; may be absent
+
 CONTROL_TOKENS = (
     "<|endoftext|>", "<|endoftext10|>", "<|endoftext11|>", "<|endofprompt|>", "<|assistant|>", "<|end|>",
     "<|user|>", "<|system|>", "<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>", "<|tool_response|>",
@@ -146,8 +149,7 @@ def bundled() -> Iterator[Phi4MM]:
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of speech and pictures; tests that need it are skipped where it is absent."""
-    default = Path(__file__).parent.parent.parent / "shared" / "data"
-    folder = Path(os.environ.get("PHI4MM_DATA", default))
+    folder = DATA
     if not folder.is_dir():
         pytest.skip(f"no data at {folder}: set PHI4MM_DATA")
     return folder

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from phi4mm import Phi4MM, PromptError, Request
+from phi4mm import Phi4MM, PromptError, Request, ask
 from phi4mm import __main__ as command
 from phi4mm.inputs.clip import Clip
 from tests.media import picture
@@ -29,7 +29,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """The requests that would be answered; no model is loaded."""
     requests: list[Request] = []
-    monkeypatch.setattr(command, "_answer", lambda request, options: requests.append(request) or 0)
+    monkeypatch.setattr(ask, "_answer", lambda request, options: requests.append(request) or 0)
     return requests
 
 
@@ -141,11 +141,11 @@ def test_answers(
         loaded.append(options)
         return Kept()
 
-    monkeypatch.setattr(command, "load_model", load)
+    monkeypatch.setattr(ask, "load_model", load)
     arguments = ["What?", "--image", "a.png", "--max-new-tokens", "4", "--adapter", "none", "--quantize", "int8"]
     assert command.main(arguments) == 0
     plain = capsys.readouterr()
-    assert plain.err == f"phi4mm: {command.BUNDLED}\n"
+    assert plain.err == f"phi4mm: {ask.BUNDLED}\n"
     assert loaded[0].quantize == "int8"
     assert command.main([*arguments, "--json", "--quiet"]) == 0
     said = capsys.readouterr()

@@ -17,12 +17,13 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("eval_asr", "phi4mm.train"),
     ("phi4mm.__main__", "phi4mm.asr", "phi4mm.bench", "phi4mm.finetune", "phi4mm.serve"),
+    ("phi4mm.ask",),
     ("phi4mm.cli",),
     ("phi4mm",),  # its __init__
     ("phi4mm.workers",),
     ("phi4mm.api",),
     ("phi4mm.loading",),
-    ("phi4mm.transcription",),
+    ("phi4mm.diarization", "phi4mm.transcription"),
     ("phi4mm.engine",),
     ("phi4mm.adapters",),
     ("phi4mm.checkpoint", "phi4mm.inputs"),

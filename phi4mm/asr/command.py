@@ -10,9 +10,9 @@ from typing import Any
 from phi4mm.asr.files import STANDARD_INPUT, Input, check_folder, duplicates, find_inputs, unreadable
 from phi4mm.asr.jobs import JobOptions, give_up, transcribe
 from phi4mm.asr.parser import COMMAND, PROGRAM, formats, make_parser, parse
-from phi4mm.asr.writers import Lines
 from phi4mm.cli import load_model, prepare_environment, report, write_out
 from phi4mm.errors import Phi4MMError, PromptError
+from phi4mm.transcription.writers import Lines
 from phi4mm.types import Request
 
 BUNDLED = (

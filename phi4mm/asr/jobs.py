@@ -12,9 +12,9 @@ from phi4mm.asr.files import STANDARD_INPUT, Input, readable
 from phi4mm.asr.outputs import FileOutput, FormatOutput, JsonLineOutput, LineOutput, Output
 from phi4mm.asr.parser import PROGRAM
 from phi4mm.asr.progress import Progress
-from phi4mm.asr.writers import Lines, writers
 from phi4mm.cli import report
 from phi4mm.errors import AudioReadError, Phi4MMError
+from phi4mm.transcription.writers import Lines, writers
 from phi4mm.types import Segment, Transcript
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from phi4mm.asr.writers import Writer, one_line
 from phi4mm.cli import write_out
 from phi4mm.files import written_whole
+from phi4mm.transcription.writers import Writer, one_line
 from phi4mm.types import Segment, Transcript
 
 _LONGEST_NAME = 255  # bytes of a file's name, on every common file system

@@ -6,8 +6,8 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 
-from phi4mm.asr.writers import FORMATS
 from phi4mm.cli import add_model_options, program_name
+from phi4mm.transcription.writers import FORMATS
 
 PROGRAM = "phi4mm.asr"
 COMMAND = "phi4mm-asr"  # its console script

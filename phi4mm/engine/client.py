@@ -18,7 +18,7 @@ from phi4mm.engine.grammar import Grammars, is_structured
 from phi4mm.engine.handle import Handle
 from phi4mm.engine.intake import Intake
 from phi4mm.engine.row import Group, Prompt
-from phi4mm.errors import AdapterError, ClosedError, Phi4MMError
+from phi4mm.errors import AdapterError, BatchError, ClosedError, Phi4MMError
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.model.phi4mm import Phi4MMModel
 from phi4mm.types import Reply, Request
@@ -251,6 +251,15 @@ def result_of(handle: Handle) -> Result:
         raise
     except Phi4MMError as error:
         return error
+
+
+def all_or_errors(results: Sequence[_Result | Phi4MMError]) -> list[_Result]:
+    """The results, or a ``BatchError`` that holds them where some of them failed."""
+    good = [None if isinstance(result, Phi4MMError) else result for result in results]
+    errors = {index: result for index, result in enumerate(results) if isinstance(result, Phi4MMError)}
+    if errors:
+        raise BatchError(good, errors)
+    return [result for result in good if result is not None]
 
 
 def _fail(handle: Handle, error: Exception) -> None:

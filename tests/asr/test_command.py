@@ -18,8 +18,8 @@ import pysubs2
 import pytest
 import soundfile
 
-from phi4mm import Reply, Request, Route, SamplingParams, Transcript, Usage
-from phi4mm import __main__ as ask
+from phi4mm import Reply, Request, Route, SamplingParams, Transcript, Usage, ask
+from phi4mm import __main__ as ask_main
 from phi4mm.asr import __main__ as asr
 from phi4mm.asr import command
 from phi4mm.asr.files import find_inputs
@@ -239,7 +239,7 @@ def test_interrupted(model: StandIn, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert told.splitlines()[1:] == ["phi4mm.asr: interrupted"]
 
 
-@pytest.mark.parametrize(("module", "main"), [(command, asr.main), (ask, ask.main)])
+@pytest.mark.parametrize(("module", "main"), [(command, asr.main), (ask, ask_main.main)])
 def test_interrupted_while_loading(
     module: ModuleType, main: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], tmp_path: Path,

@@ -13,10 +13,12 @@ import pytest
 
 from phi4mm.asr.formats import FORMATS
 from phi4mm.inputs.audio import load_audio
-from tests.inputs.media_files import SECONDS, encode, flac_in_ogg, peak_frequency, written
 
 # No encoder is at hand: a file beside the data, of another length and sound.
-SPEEX = Path(os.environ.get("PHI4MM_DATA", "data")).parent / "cases" / "old.spx"
+from tests.conftest import CASES
+from tests.inputs.media_files import SECONDS, encode, flac_in_ogg, peak_frequency, written
+
+SPEEX = CASES / "old.spx"
 MAKERS: dict[str, dict[str, Callable[[], bytes]]] = {
     "WAV": {
         "PCM": partial(written, "WAV", "PCM_24"),

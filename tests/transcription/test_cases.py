@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from phi4mm import Phi4MM
 from phi4mm.errors import AudioError
+from tests.conftest import CASES
 
-CASES = Path(os.environ.get("PHI4MM_DATA", "data")).parent / "cases"
 LONG = "five five two eight oh one four"
 EXPECTED: dict[str, list[tuple[float, str]]] = {  # where each segment begins, to 0.2 s, and what it says
     "chained.ogg": [(0.2, "three five nine two eight one")],

@@ -10,8 +10,8 @@ import pytest
 from phi4mm import PromptError, Request, SamplingParams
 from phi4mm.engine.options import EngineOptions
 from phi4mm.inputs.prompt import speech_prompt
+from phi4mm.options import DecodingOptions, RequestOptions, SamplingOptions
 from phi4mm.transcription.options import LONGEST_SUMMARY, SpeechOptions, TranscribeOptions
-from phi4mm.types import DecodingOptions, RequestOptions, SamplingOptions
 
 NAN, INFINITE = float("nan"), float("inf")
 
