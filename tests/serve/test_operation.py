@@ -126,7 +126,37 @@ def test_metrics_and_version(server: Running) -> None:
     assert float(found["phi4mm:num_requests_waiting"]) == 0
     assert 0 <= float(found["phi4mm:kv_cache_usage_perc"]) <= 1
     assert float(found["phi4mm:time_to_first_token_seconds_count"]) > 0
+    rows = float(found["phi4mm:request_decode_time_seconds_count"])
+    assert rows > 0
+    for name in ("queue", "prefill"):
+        assert float(found[f"phi4mm:request_{name}_time_seconds_count"]) == rows
+    gaps = float(found["phi4mm:inter_token_latency_seconds_count"])
+    assert 0 < gaps < float(found["phi4mm:generation_tokens_total"])
+    whole = float(found["phi4mm:request_decode_time_seconds_sum"])
+    assert float(found["phi4mm:inter_token_latency_seconds_sum"]) == pytest.approx(whole)
+    [info] = [name for name in found if name.startswith("phi4mm:lora_requests_info")]
+    assert 'max_lora="2"' in info
     assert httpx2.get(f"{server.url}/version").json()["version"] == __version__
+
+
+def test_metrics_under_another_prefix(bundled: Phi4MM) -> None:
+    with running(bundled, ServeOptions(metrics_prefix="vllm")) as server:
+        text = httpx2.get(f"{server.url}/metrics").text
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert "vllm:num_requests_running" in names
+    assert not [name for name in names if not name.startswith("vllm:")]
+
+
+def test_a_prompt_that_is_too_long(bundled: Phi4MM) -> None:
+    with running(bundled, ServeOptions(limits=Limits(max_prompt_tokens=50))) as server:
+        client = server.client()
+        assert client.chat.completions.create(model="phi4mm", messages=QUESTION).choices
+        long: list[Any] = [{"role": "user", "content": "one two three " * 50}]
+        with pytest.raises(openai.BadRequestError, match="takes at most 50") as caught:
+            client.chat.completions.create(model="phi4mm", messages=long)
+        assert caught.value.code == "context_length_exceeded"
+    with running(bundled) as server, pytest.raises(openai.BadRequestError, match="takes at most 32768"):
+        server.client().completions.create(model="phi4mm", prompt=[100] * 40_000)
 
 
 def test_tokenize(server: Running, bundled: Phi4MM) -> None:
