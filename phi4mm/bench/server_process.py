@@ -32,8 +32,22 @@ class Served:
     @property
     def peak_bytes(self) -> int:
         """The most memory that it had."""
+        return self._status("VmHWM")
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that it has now."""
+        return self._status("VmRSS")
+
+    @property
+    def cpu_seconds(self) -> float:
+        """That all its threads took until now."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def _status(self, name: str) -> int:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
         raise Phi4MMError("this system does not report how much memory a process had")
 

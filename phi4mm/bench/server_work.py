@@ -82,7 +82,8 @@ def upload(audio: bytes, model: str) -> dict[str, Any]:
         f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in fields.items()
     ]
-    head = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="clip.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+    head = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="clip.wav"\r\n'
+    head += "Content-Type: audio/wav\r\n\r\n"
     body = "".join(parts).encode() + head.encode() + audio + f"\r\n--{mark}--\r\n".encode()
     kind = f"multipart/form-data; boundary={mark}"
     return {"path": "/v1/audio/transcriptions", "type": kind, "body": _base64(body), "stream": False}

@@ -28,6 +28,7 @@ from phi4mm.serve.options import ModelOptions, Security, ServeOptions
 from tests.serve.conftest import Running, running, wait_until
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 2 plus 3?"}]
+NUM_UNDER_LOAD = 32  # requests, more than four times as many as are decoded together
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -251,7 +252,7 @@ def test_sigterm_loses_no_request_that_was_let_in(tmp_path: Path) -> None:
         wait_until(serving, 120)
         wait_until(lambda: _ready(url), 20)
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-        begun = threading.Barrier(9)
+        begun = threading.Barrier(NUM_UNDER_LOAD + 1)
 
         def ask(stream: bool) -> str:
             begun.wait()
@@ -261,8 +262,8 @@ def test_sigterm_loses_no_request_that_was_let_in(tmp_path: Path) -> None:
             chunks = client.chat.completions.create(model="phi4mm", messages=words, stream=True)
             return [chunk.choices[0].finish_reason for chunk in chunks][-1] or ""
 
-        with ThreadPoolExecutor(8) as pool:
-            answers = [pool.submit(ask, bool(number % 2)) for number in range(8)]
+        with ThreadPoolExecutor(NUM_UNDER_LOAD) as pool:
+            answers = [pool.submit(ask, bool(number % 2)) for number in range(NUM_UNDER_LOAD)]
             begun.wait()
             wait_until(lambda: b"num_requests_running 0.0" not in httpx2.get(f"{url}/metrics").content, 20)
             time.sleep(0.05)
