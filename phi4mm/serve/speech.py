@@ -140,6 +140,7 @@ class Recognition:
         self._logprobs = 0 if logprobs else None
         self._group = Group(self._run.batch_size)
         self._text_tokens = _num_text_tokens(service, options)
+        service.check_prompt(self._text_tokens)
         self._going: set[_Place[Any]] = set()
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
