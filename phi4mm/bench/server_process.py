@@ -66,7 +66,7 @@ def serving(command: Sequence[str], ready: str, environment: dict[str, str] | No
     port = _free_port()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [part.format(port=port) for part in command],
+            [part.replace("{port}", str(port)) for part in command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
