@@ -48,6 +48,15 @@ class Service:
         self._threads = ThreadPoolExecutor(options.media_threads, "phi4mm-serve")
         self._upload_threads = ThreadPoolExecutor(options.media_threads, "phi4mm-serve-upload")
 
+    @property
+    def shown(self) -> dict[str, str | None]:
+        """What the log says at the start."""
+        return {"model": self.options.names[0], "adapters": ",".join(self.adapters.names) or None}
+
+    def abandon(self) -> None:
+        """End what runs: the model is closed, and every request is told so."""
+        self.model.close()
+
     def close(self) -> None:
         """End the threads; the model is its owner's to close."""
         self.diarizer.close()
