@@ -6,10 +6,10 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 
-from phi4mm.asr.writers import FORMATS
 from phi4mm.cli import add_model_options, program_name
 from phi4mm.errors import PromptError
 from phi4mm.inputs.clip import Clip
+from phi4mm.transcription.writers import FORMATS
 
 PROGRAM = "phi4mm.asr"
 COMMAND = "phi4mm-asr"  # its console script
@@ -91,6 +91,11 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip-existing", action="store_true", help="leave out inputs whose outputs are all there")
     group.add_argument(
         "--word-timestamps", action="store_true", help="estimate when each word is said: in JSON, and for subtitles"
+    )
+    group.add_argument(
+        "--diarize",
+        action="store_true",
+        help="tell speakers apart: A, B, ... before what they say (pip install '.[diarize]')",
     )
     group.add_argument("--line-width", type=int, default=42, metavar="N", help="of subtitles; 0: any (default: 42)")
     group.add_argument("--line-count", type=int, default=2, metavar="N", help="lines of a subtitle (default: 2)")

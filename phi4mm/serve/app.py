@@ -13,7 +13,7 @@ from phi4mm import __version__
 from phi4mm.serve import errors
 from phi4mm.serve.auth import KeyCheck
 from phi4mm.serve.middleware import QUIET, BodyLimit, RequestContext
-from phi4mm.serve.openai import chat, completions, models
+from phi4mm.serve.openai import chat, completions, models, realtime, responses, transcriptions
 from phi4mm.serve.origins import OriginCheck, is_local
 from phi4mm.serve.routes import adapters, health, tokenize
 from phi4mm.serve.service import Service
@@ -21,6 +21,9 @@ from phi4mm.serve.service import Service
 ROUTERS = (
     chat.router,
     completions.router,
+    responses.router,
+    realtime.router,
+    transcriptions.router,
     models.router,
     adapters.router,
     tokenize.router,

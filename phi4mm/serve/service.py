@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import HTTPConnection, Request
 
 from phi4mm.api import Phi4MM
+from phi4mm.diarization.diarizer import Diarizer
 from phi4mm.serve.adapters import AdapterStore
 from phi4mm.serve.admission import Admission, Ticket
 from phi4mm.serve.errors import ApiError
@@ -31,7 +32,7 @@ class Service:
     Attributes:
         model: shared by all requests.
         options: of the server.
-        metrics, admission, adapters, fetcher: see their modules.
+        metrics, admission, adapters, fetcher, diarizer: see their modules.
     """
 
     def __init__(self, model: Phi4MM, options: ServeOptions, *, fetcher: Fetcher | None = None) -> None:
@@ -42,10 +43,12 @@ class Service:
         self.admission = Admission(options.limits, options.model.max_rows, self.metrics)
         self.adapters = AdapterStore(model.adapters, options.state_file, options.security.adapters_root)
         self.fetcher = fetcher or Fetcher(options.fetch, options.security.allowed_domains)
+        self.diarizer = Diarizer()
         self._threads = ThreadPoolExecutor(options.media_threads, "phi4mm-serve")
 
     def close(self) -> None:
         """End the threads; the model is its owner's to close."""
+        self.diarizer.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def thread_job(self, function: Callable[[], _Result]) -> Future[_Result]:

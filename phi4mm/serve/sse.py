@@ -49,6 +49,33 @@ async def until_disconnect(request: Request, answer: Awaitable[_Result]) -> _Res
             await task
 
 
+async def begun(events: AsyncGenerator[bytes], seconds: float) -> AsyncGenerator[bytes]:
+    """Events once the first one is there, but not for long: until then what is wrong can be the response's status.
+
+    Raises:
+        Exception: what the first event raised.
+    """
+    first = asyncio.ensure_future(anext(events))
+    try:
+        await asyncio.wait((first,), timeout=seconds)
+        if first.done() and (error := first.exception()) is not None:
+            raise error
+    except BaseException:
+        first.cancel()
+        raise
+
+    async def rest() -> AsyncGenerator[bytes]:
+        try:
+            yield await first
+            async for one in events:
+                yield one
+        finally:
+            first.cancel()
+            await events.aclose()
+
+    return rest()
+
+
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """One event of JSON data."""
     head = f"event: {name}\n" if name else ""
