@@ -19,6 +19,7 @@ ELSEWHERE = {  # page of the site -> file of the repository
 }
 PAGES = {source: page for page, source in ELSEWHERE.items()}
 LINK = re.compile(r"\]\(([\w./-]+)(#[\w-]+)?\)")
+FENCE = re.compile(r"^(```\w+) .+$", re.MULTILINE)  # with a word for the tests, which mkdocs does not expect
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -34,4 +35,4 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target = Path(os.path.normpath(folder / link[1])).as_posix()
         return f"]({PAGES.get(target, target.removeprefix('docs/'))}{link[2] or ''})"
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(moved, FENCE.sub(r"\1", markdown))
