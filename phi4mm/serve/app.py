@@ -15,7 +15,7 @@ from phi4mm.serve.auth import KeyCheck
 from phi4mm.serve.middleware import QUIET, BodyLimit, RequestContext
 from phi4mm.serve.openai import chat, completions, models, realtime, responses, transcriptions
 from phi4mm.serve.origins import OriginCheck, is_local
-from phi4mm.serve.routes import adapters, health, tokenize
+from phi4mm.serve.routes import adapters, health, page, tokenize
 from phi4mm.serve.service import Service
 
 ROUTERS = (
@@ -67,4 +67,6 @@ def make_app(service: Service) -> FastAPI:
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    if service.options.page:
+        app.include_router(page.router)
     return app
