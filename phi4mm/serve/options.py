@@ -81,6 +81,7 @@ class ServeOptions:
         drain_seconds: that running requests have after SIGTERM.
         ping_seconds: between comments in a stream in which nothing else happens.
         media_threads: that decode media.
+        metrics_prefix: of the metrics' names, before a colon.
         cluster: where replicas run; ``None``: one model in this process.
         page: whether the page is served at ``/``.
         log_format: "text" or "json".
@@ -98,6 +99,7 @@ class ServeOptions:
     drain_seconds: float = 30.0
     ping_seconds: float = 15.0
     media_threads: int = 2
+    metrics_prefix: str = "phi4mm"
     page: bool = True
     log_format: str = "text"
     log_level: str = "info"

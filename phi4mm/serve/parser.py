@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -34,9 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("limits")
     for one in fields(Limits):
         kind = float if isinstance(one.default, float) else int
-        shown = f"{one.default:,}"
+        shown = "" if one.default is None else f" ({one.default:,})"
         group.add_argument(
-            _option(one.name), type=kind, default=one.default, metavar="N", help=f"{one.metadata['help']} ({shown})"
+            _option(one.name), type=kind, default=one.default, metavar="N", help=one.metadata["help"] + shown
         )
     return parser
 
@@ -49,6 +50,12 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="serve https with this certificate chain")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="of the certificate")
+    group.add_argument(
+        "--metrics-prefix",
+        default="phi4mm",
+        metavar="NAME",
+        help="of metrics; vllm: as vLLM's dashboards look for (phi4mm)",
+    )
     group.add_argument("--no-page", action="store_true", help="serve no page at /")
     group.add_argument("--log-format", choices=("text", "json"), default="text", help="of standard error (text)")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(info)")
@@ -137,6 +144,8 @@ def _options(values: argparse.Namespace, environment: Mapping[str, str]) -> Serv
     for name in ("drain_seconds", "ping_seconds", "fetch_seconds", "fetch_bytes", "media_threads"):
         if not getattr(values, name) > 0:
             raise Phi4MMError(f"{_option(name)} is {getattr(values, name)}; expected more than 0")
+    if not re.fullmatch(r"[A-Za-z_]\w*", values.metrics_prefix, re.ASCII):
+        raise Phi4MMError(f"--metrics-prefix is {values.metrics_prefix!r}; expected letters, digits and _")
     admin = _keys(values.admin_key_file, environment.get(ADMIN_VARIABLE), ADMIN_VARIABLE)
     if len(admin) > 1:
         raise Phi4MMError("there are several admin keys; expected one")
@@ -172,6 +181,7 @@ def _options(values: argparse.Namespace, environment: Mapping[str, str]) -> Serv
         drain_seconds=values.drain_seconds,
         ping_seconds=values.ping_seconds,
         media_threads=values.media_threads,
+        metrics_prefix=values.metrics_prefix,
         page=not values.no_page,
         log_format=values.log_format,
         log_level=values.log_level,

@@ -140,6 +140,7 @@ class Recognition:
         self._logprobs = 0 if logprobs else None
         self._group = Group(self._run.batch_size)
         self._text_tokens = _num_text_tokens(service, options)
+        service.check_prompt(self._text_tokens)
         self._going: set[_Place[Any]] = set()
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -178,7 +179,7 @@ class Recognition:
                         yield TextDelta(f" {piece}" if start and begun else piece, logprobs)
                         start, begun = False, True
                 reply = await handle
-                self._count(reply)
+                self._count(reply, handle)
                 self._handles.discard(handle)
                 if rest := (reply.logprobs or ())[num_given:]:
                     yield TextDelta("", rest)
@@ -227,7 +228,7 @@ class Recognition:
         self, queue: asyncio.Queue[_Place[_Work] | BaseException | None], start: Callable[[Piece], _Work]
     ) -> None:
         try:
-            while (piece := await self._service.in_thread(lambda: next(self._iterator, None))) is not None:
+            while (piece := await self._service.in_upload_thread(lambda: next(self._iterator, None))) is not None:
                 taken = await self._room(piece)
                 place = _Place(piece, start(piece), taken)
                 self._going.add(place)
@@ -264,7 +265,7 @@ class Recognition:
             handle = self._begin(piece, len(attempts))
             replies.append(await handle)
             self._handles.discard(handle)
-            self._count(replies[-1])
+            self._count(replies[-1], handle)
             attempts.append(self._run.attempt(replies[-1], piece, len(attempts)))
         best = self._run.best(attempts)
         if not best.text:
@@ -277,7 +278,8 @@ class Recognition:
         self._handles.add(handle)
         return handle
 
-    def _count(self, reply: Reply) -> None:
+    def _count(self, reply: Reply, handle: Handle) -> None:
+        self._service.metrics.observe_row(handle.times)
         self.adapters = reply.route.adapters
         self.usage.input_tokens += reply.usage.prompt_tokens
         self.usage.audio_tokens += reply.usage.prompt_tokens - self._text_tokens

@@ -85,4 +85,4 @@ def test_what_it_does_not_go_with(
         assert "--diarize" in capsys.readouterr().err
     monkeypatch.setattr(diarizer, "find_spec", lambda name: None)
     assert asr.main(["--diarize", str(file)]) == 1
-    assert "pip install 'phi4mm[diarize]'" in capsys.readouterr().err
+    assert "pip install '.[diarize]'" in capsys.readouterr().err

@@ -45,7 +45,7 @@ class Front:
     def __init__(self, options: ServeOptions, cluster: Cluster, **shown: str | None) -> None:
         self.options = options
         self.cluster = cluster
-        self.metrics = Metrics(None)
+        self.metrics = Metrics(None, options.metrics_prefix)
         self.admission = Admission(options.limits, options.model.max_rows, self.metrics)
         self.shown = {"model": options.names[0], **shown}
 
