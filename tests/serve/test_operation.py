@@ -98,7 +98,7 @@ def test_origins(bundled: Phi4MM) -> None:
 
 def test_request_ids_and_logs_without_contents(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "phi4mm.serve")
-    secret = "a very private question"
+    secret, ids = "a very private question", set()
     for given, expected in (("mine-1", r"mine-1"), ("a\tb" * 100, r"req_[0-9a-f]{24}")):
         answer = httpx2.post(
             f"{server.url}/v1/chat/completions",
@@ -106,10 +106,18 @@ def test_request_ids_and_logs_without_contents(server: Running, caplog: pytest.L
             headers={"x-request-id": given},
         )
         assert re.fullmatch(expected, answer.headers["x-request-id"])
-    wait_until(lambda: len([one for one in caplog.records if one.message == "request"]) == 2)
-    values = [getattr(record, "values", {}) for record in caplog.records]
-    assert {"method": "POST", "path": "/v1/chat/completions", "status": 200}.items() <= values[1].items()
-    assert values[0]["prompt_tokens"] > 0
+        ids.add(answer.headers["x-request-id"])
+
+    def logged() -> list[dict[str, Any]]:
+        """What was logged of these requests; others of tests before may still end."""
+        mine = [record for record in caplog.records if getattr(record, "request_id", None) in ids]
+        return [record.__dict__["values"] for record in mine]
+
+    wait_until(lambda: len(logged()) == 4)
+    values = logged()
+    ended = {"method": "POST", "path": "/v1/chat/completions", "status": 200}.items()
+    assert len([one for one in values if ended <= one.items()]) == 2
+    assert len([one for one in values if one.get("prompt_tokens", 0) > 0]) == 2
     text = answer.json()["choices"][0]["message"]["content"]
     shown = json.dumps([str(one) for one in values] + [one.getMessage() for one in caplog.records])
     assert secret not in shown
