@@ -33,6 +33,7 @@ from phi4mm.errors import CheckpointError, Phi4MMError, PromptError
 from phi4mm.inputs.audio import stream_audio
 from phi4mm.inputs.processor import Processor, Row
 from phi4mm.inputs.prompt import speech_prompt
+from phi4mm.inputs.source import source_name
 from phi4mm.inputs.tokenizer import Tokenizer
 from phi4mm.loading import load
 from phi4mm.model.config import Phi4MMConfig
@@ -396,7 +397,8 @@ class Phi4MM:
         speech, decoding = SpeechOptions.split(options, task=task)
         request = speech_request(text, decoding)
         waveforms = stream_audio(audio, channel=speech.channel, track=speech.track)
-        return Transcription(self._client, waveforms, request, speech)
+        clip = speech.part.cut(waveforms, source_name(audio, "audio"))
+        return Transcription(self._client, clip, request, speech)
 
     def transcribe_batch(
         self,

@@ -21,6 +21,7 @@ LAYERS = (
     ("phi4mm.cli",),
     ("phi4mm",),  # its __init__
     ("phi4mm.workers",),
+    ("phi4mm.worker_process",),
     ("phi4mm.api",),
     ("phi4mm.loading",),
     ("phi4mm.diarization", "phi4mm.transcription"),

@@ -125,45 +125,69 @@ def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     before = set(multiprocessing.active_children())
     with pytest.raises(CheckpointError, match="absent"):
         Workers(tmp_path / "absent", processes=2)
-    with pytest.raises(Phi4MMError, match="processes is 0"):
-        Workers(processes=0)
+    for processes in (0, -1, "2", 1.5, True):
+        with pytest.raises(Phi4MMError, match=f"processes is {processes!r}; expected a whole number, 1 or more"):
+            Workers(processes=processes)  # type: ignore[arg-type]
     assert set(multiprocessing.active_children()) == before
 
 
-def _error_of_a_long_call(workers: Workers, interrupt: Callable[[], None]) -> list[Phi4MMError]:
-    """What two calls raise that would take a minute, when ``interrupt`` is called after a second."""
-    noise = np.random.default_rng(0).normal(0, 0.1, 20 * 16000).astype("float32")
+NOISE = (np.random.default_rng(0).normal(0, 0.1, 20 * 16000).astype("float32"), 16000)
 
-    def transcribe(_: int) -> Phi4MMError:
-        with pytest.raises(Phi4MMError) as caught:
-            workers.transcribe_batch([(noise, 16000)] * 300)
-        return caught.value
 
-    with ThreadPoolExecutor(2) as callers:
-        errors = callers.map(transcribe, range(2))
+def test_a_process_that_is_killed_is_replaced_and_loses_nothing(
+    texts: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Workers(processes=2) as made, ThreadPoolExecutor(2) as callers:
+        calls = [callers.submit(made.transcribe_batch, [NOISE] * 20 + CLIPS) for _ in range(2)]
         time.sleep(1)
-        interrupt()
-        return list(errors)
-
-
-def test_a_process_that_is_killed_ends_the_calls_with_one_error_each() -> None:
-    with Workers(processes=2) as made:
         killed, other = made.process_ids
-        for error in _error_of_a_long_call(made, lambda: os.kill(killed, signal.SIGKILL)):
-            assert "ended with code -9" in str(error)
-        with pytest.raises(Phi4MMError, match="make new workers"):
-            made.transcribe_batch(CLIPS[:1])
-        assert other not in [process.pid for process in multiprocessing.active_children()]
+        os.kill(killed, signal.SIGKILL)
+        for call in calls:
+            assert [transcript.text for transcript in call.result()[20:]] == texts
+        assert other in made.process_ids
+        assert killed not in made.process_ids
+        os.kill(other, signal.SIGTERM)  # while it is idle
+        assert [transcript.text for transcript in made.transcribe_batch(CLIPS)] == texts
+    assert "Traceback" not in capfd.readouterr().err
+
+
+class EndsItsProcess:
+    """An input that ends the process in which it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os._exit, (3,)
+
+
+def test_an_input_that_ends_its_process_fails_alone(texts: list[str]) -> None:
+    with Workers(processes=1) as made:
+        with pytest.raises(BatchError, match="request 1: a worker process ended with code 3 with this input") as caught:
+            made.transcribe_batch([CLIPS[0], EndsItsProcess(), CLIPS[1]])
+        first, none, second = caught.value.results
+        assert [first.text, none, second.text] == [texts[0], None, texts[1]]
+        assert made.transcribe_batch(CLIPS[:1])[0].text == texts[0]
 
 
 def test_closing_ends_running_calls_with_one_error_each() -> None:
     made = Workers(processes=1)
-    for error in _error_of_a_long_call(made, made.close):
-        assert type(error) is ClosedError
+    with ThreadPoolExecutor(2) as callers:
+        calls = [callers.submit(made.transcribe_batch, [NOISE] * 300) for _ in range(2)]
+        time.sleep(1)
+        made.close()
+        assert [type(call.exception()) for call in calls] == [ClosedError, ClosedError]
     made.close()
     with pytest.raises(ClosedError, match="make new ones"):
         made.transcribe_batch(CLIPS[:1])
     assert made.process_ids == []
+
+
+def test_a_program_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("from phi4mm import Workers\nWorkers(processes=2)\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    ended = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.count("Traceback") == 1
+    assert 'if __name__ == "__main__"' in ended.stderr.splitlines()[-1]
 
 
 def test_a_program_that_is_killed_leaves_no_processes() -> None:

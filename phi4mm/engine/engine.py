@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -101,6 +102,7 @@ class Engine:
         self._cause: BaseException | None = None  # why the core could not be made
         self._num_threads = 1
         self.stats = EngineStats()
+        self._owner = os.getpid()
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a row; its sink receives its tokens, its end or its error, in the engine's thread.
@@ -166,6 +168,8 @@ class Engine:
 
     def close(self) -> None:
         """End the thread; every row that has not ended fails with a ``ClosedError``. Again: nothing."""
+        if self.is_forked:  # the thread is in the other process
+            return
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -173,15 +177,27 @@ class Engine:
             self._thread.join()
 
     def check_open(self) -> None:
-        """Refuse to go on once it is closed.
+        """Refuse to go on once it is closed, or in a process that was forked from the one in which it was made: there
+        it has no thread, and its locks may be held for ever.
 
         Raises:
             ClosedError: it is.
         """
+        if self.is_forked:
+            raise ClosedError(
+                "this model was loaded before the process was forked, and its threads are in the other one; load it in "
+                'this one, or start processes by "spawn" (multiprocessing), or with phi4mm.Workers'
+            )
         if self._closed:
             raise closed_error(self._cause)
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a copy of the one in which the engine was made."""
+        return os.getpid() != self._owner
+
     def _send(self, command: Callable[[Core], None], refused: Callable[[ClosedError], None] | None = None) -> None:
+        self.check_open()
         with self._changed:
             if self._closed:
                 raise closed_error(self._cause)

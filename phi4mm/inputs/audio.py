@@ -15,6 +15,7 @@ import torch
 
 from phi4mm.errors import AudioError
 from phi4mm.inputs.audio_file import FULL_SCALE, AudioSource, decoded_blocks
+from phi4mm.inputs.mixing import mixed
 from phi4mm.inputs.source import source_name, unwrapped
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Waveform:
 def load_audio(
     source: AudioSource, *, name: str | None = None, channel: int | None = None, track: int | None = None
 ) -> Waveform:
-    """Decodes audio and mixes its channels down to their mean; the sampling rate stays as it is.
+    """Decodes audio and mixes its channels down to their mean (see ``mixing``); the sampling rate stays as it is.
 
     Args:
         source: a path, the bytes of a file or an open binary file (wav, flac, ogg, opus, mp3, m4a, mp4, mkv, webm ...:
@@ -140,10 +141,10 @@ def num_channels(source: AudioSource, *, name: str | None = None, track: int | N
 
 def _mono_blocks(source: AudioSource, name: str, channel: int | None, track: int | None) -> Iterator[Waveform]:
     lengths: dict[int, int] = {}  # samples at each rate
-    for block, rate in decoded_blocks(unwrapped(source), name, track=track):
+    for block, rate in _one_channel(decoded_blocks(unwrapped(source), name, track=track), name, channel):
         lengths[rate] = lengths.get(rate, 0) + len(block)
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
-            samples = _mono(block, name, channel).astype(np.float32)
+            samples = block.astype(np.float32)
         _check_samples(samples, name)
         yield Waveform(samples, rate)
     if not any(lengths.values()):
@@ -157,16 +158,19 @@ def _mono_blocks(source: AudioSource, name: str, channel: int | None, track: int
         )
 
 
-def _mono(block: np.ndarray, name: str, channel: int | None) -> np.ndarray:
-    if channel is not None:
+def _one_channel(
+    blocks: Iterator[tuple[np.ndarray, int]], name: str, channel: int | None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks [n, channels] to [n]: a channel, or all of them mixed."""
+    if channel is None:
+        yield from mixed(blocks)
+        return
+    for block, rate in blocks:
         if not 0 <= channel < block.shape[1]:
             raise AudioError(
                 f"{name}: has no channel {channel + 1}, it has {block.shape[1]}; take one of those, or the mean of all"
             )
-        return block[:, channel]
-    if block.shape[1] == 1:
-        return block[:, 0]
-    return block.mean(axis=1, dtype=np.float64)
+        yield block[:, channel], rate
 
 
 def _check_samples(samples: np.ndarray, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,27 @@ class Clip:
         if end is not None and end <= (start or 0.0):
             raise PromptError(f"the clip {shown(text)} ends before it starts; expected START-END")
         return cls(start or 0.0, end)
+
+    def cut(self, waveforms: Iterable[Waveform], name: str) -> Iterator[Waveform]:
+        """That part of an audio that comes in consecutive parts; what follows its end is not read.
+
+        Raises:
+            AudioError: the audio ends before it starts.
+        """
+        seconds, empty = 0.0, True
+        for waveform in waveforms:
+            rate = waveform.sampling_rate
+            first = max(round((self.start - seconds) * rate), 0)
+            last = None if self.end is None else max(round((self.end - seconds) * rate), 0)
+            seconds += waveform.duration
+            samples = waveform.samples[first:last]
+            if len(samples):
+                empty = False
+                yield replace(waveform, samples=samples)
+            if self.end is not None and seconds >= self.end:
+                break
+        if empty and self.start:
+            raise AudioError(f"{name}: is {seconds:.6g} s long; expected a clip that starts before its end")
 
     def of(self, waveform: Waveform, name: str) -> Waveform:
         """That part of an audio, or what there is of it.

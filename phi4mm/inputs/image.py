@@ -5,18 +5,16 @@ Files are decoded and resized by Pillow.
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from functools import lru_cache
-from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from phi4mm.errors import ImageError
-from phi4mm.inputs.source import is_url, source_name, unwrapped
+from phi4mm.inputs.image_file import ImageSource, as_shown, check_size, opened
+from phi4mm.inputs.source import source_name, unwrapped
 from phi4mm.model.config import VisionConfig
 from phi4mm.model.crops import Grid, cut, num_image_tokens, patch_masks
 from phi4mm.model.media import PreparedImage
@@ -24,8 +22,6 @@ from phi4mm.model.media import PreparedImage
 MIN_SIDE = 10  # pixels: a side shrunk below this makes the picture unusable, as in Microsoft's processor
 PIXEL_CENTRE = 127.5  # mean and standard deviation 0.5 of values in [0, 1]: 0..255 becomes -1..1
 WHITE = (255, 255, 255)
-
-ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
 
 
 def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
@@ -39,17 +35,18 @@ def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
         name: what errors call the input; by default the file's path, or "image".
 
     Raises:
-        ImageError: there is no such file, it is not a picture, it is damaged or truncated, it has no pixels, or more
-            than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        ImageError: there is no such file, it is not a picture of one of ``FORMATS``, it is damaged or truncated, it has
+            no pixels, or more than ``PIL.Image.MAX_IMAGE_PIXELS``, or decoding it takes more than ``MAX_BYTES``.
     """
     source = unwrapped(source)
     name = name or source_name(source, "image")
     try:
         if isinstance(source, Image.Image):
-            return _as_shown(source, name)
-        with Image.open(_stream(source, name)) as image:
-            _check_pixels(image, name)
-            return _as_shown(image, name)
+            check_size(source, name)
+            return as_shown(source)
+        with opened(source, name) as image:
+            check_size(image, name)
+            return as_shown(image)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -64,9 +61,9 @@ def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: has too many pixels ({error}); scale it down first") from error
     except Exception as error:  # on a damaged file Pillow's decoders raise errors of any kind
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(
-            f"{name}: cannot be read ({error or type(error).__name__}), expected a whole picture file; copy or "
-            "download it again"
+            f"{name}: cannot be read ({reason:.200}), expected a whole picture file; copy or download it again"
         ) from error
 
 
@@ -141,65 +138,3 @@ def _fit(width: int, height: int, target_width: int, target_height: int) -> tupl
     if by_width < by_height:
         return target_width, int(height * by_width)
     return int(width * by_height), target_height
-
-
-def _stream(source: Any, name: str) -> Any:
-    """What Pillow opens: the path, or the bytes as a file."""
-    if is_url(source):
-        raise ImageError(f"{name}: is a URL, expected a file; download it first and pass its path")
-    stream: Any = source
-    if isinstance(source, (str, os.PathLike)):
-        empty = not os.stat(source).st_size and os.path.isfile(source)
-    else:
-        content = source.read() if hasattr(source, "read") else source
-        if not isinstance(content, (bytes, bytearray, memoryview)):
-            raise ImageError(
-                f"{name}: gives {type(content).__name__}, expected a path, bytes, a file open in binary mode or a "
-                "PIL.Image.Image (PIL.Image.fromarray makes one of an array)"
-            )
-        empty = not len(content)
-        stream = io.BytesIO(content)
-    if empty:
-        raise ImageError(f"{name}: is empty (0 bytes), expected a picture file; write or download it again")
-    return stream
-
-
-def _check_pixels(image: Image.Image, name: str) -> None:
-    """Before decoding: Pillow itself refuses only twice its limit, and warns from there down."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise ImageError(
-            f"{name}: {image.width}x{image.height} pixels, expected at most {limit} in all; scale it down first, or "
-            "raise PIL.Image.MAX_IMAGE_PIXELS"
-        )
-
-
-def _as_shown(image: Image.Image, name: str) -> Image.Image:
-    """Upright, opaque, 8-bit RGB."""
-    if not image.width * image.height:
-        raise ImageError(f"{name}: {image.width}x{image.height} pixels, expected at least 1x1; pass another picture")
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _eight_bits(image)
-    if image.has_transparency_data:
-        if image.mode == "La":
-            image = image.convert("LA")
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), image).convert("RGB")
-    if image.mode == "LAB":
-        shown = ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
-        assert shown is not None  # it returns None only when it works in place
-        return shown
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Wide greys to mode L. A 16-bit mode is scaled from 65535; the modes without a range of their own (I, F) from
-    the smallest usual one that holds the brightest pixel: 1 (F only), 255, 65535, or that pixel."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-    peak = float(values.max())
-    ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
-    full = next((value for value in ranges if peak <= value), peak)
-    return Image.fromarray((values / full * 255).round().clip(0, 255).astype(np.uint8))

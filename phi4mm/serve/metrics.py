@@ -22,13 +22,13 @@ class Metrics:
     """What is counted; each server has its own registry.
 
     Args:
-        model: whose engine is asked for what it does now.
+        model: that runs in this process, if one does; its engine is asked for what it does now.
         prefix: of every name, before a colon.
 
     Attributes: one for each metric, of the metric's name without the prefix.
     """
 
-    def __init__(self, model: Phi4MM, prefix: str = "phi4mm") -> None:
+    def __init__(self, model: Phi4MM | None, prefix: str = "phi4mm") -> None:
         registry = CollectorRegistry()
 
         def counter(name: str, help: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -65,7 +65,11 @@ class Metrics:
         )
         self.real_time_factor = histogram("real_time_factor", "Time to answer, by the audio's length.", _FACTORS)
         self.http_requests_in_flight = Gauge(f"{prefix}:http_requests_in_flight", "HTTP requests.", registry=registry)
-        registry.register(_EngineCollector(model, prefix))
+        self.replicas_lost = counter(
+            "replicas_lost", "Requests whose replica died, by what became of them.", ("outcome",)
+        )
+        if model is not None:
+            registry.register(_EngineCollector(model, prefix))
 
     def observe_row(self, times: RowTimes | None) -> None:
         """Count the times of a row that ended."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from phi4mm.errors import Phi4MMError
 from phi4mm.serve.limits import Limits
-from phi4mm.serve.options import FetchOptions, ModelOptions, Security, ServeOptions
+from phi4mm.serve.options import ClusterOptions, FetchOptions, ModelOptions, Security, ServeOptions
 
 PREFIX = "PHI4MM_SERVE_"
 KEYS_VARIABLE, ADMIN_VARIABLE = PREFIX + "API_KEYS", PREFIX + "ADMIN_KEY"
@@ -31,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_server(parser.add_argument_group("server"))
     _add_model(parser.add_argument_group("model"))
     _add_security(parser.add_argument_group("security"))
+    _add_cluster(parser.add_argument_group("cluster"))
     group = parser.add_argument_group("limits")
     for one in fields(Limits):
         kind = float if isinstance(one.default, float) else int
@@ -106,6 +107,22 @@ def _add_security(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_cluster(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run replicas by Ray Serve: local, auto, or a cluster's HOST:PORT (no replicas)",
+    )
+    group.add_argument("--replicas", type=int, metavar="N", help="that run at least (1)")
+    group.add_argument("--max-replicas", type=int, metavar="N", help="that may run under load (no more)")
+    group.add_argument(
+        "--replica-gpus", type=float, metavar="N", help="that each reserves; a part is allowed (1 where there are any)"
+    )
+    group.add_argument(
+        "--replica-cpus", type=float, metavar="N", help="that each reserves (as many as --threads, or 1)"
+    )
+
+
 def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> ServeOptions:
     """The options of a command line; what it does not give is taken from the environment, then from the defaults.
 
@@ -159,6 +176,7 @@ def _options(values: argparse.Namespace, environment: Mapping[str, str]) -> Serv
         ),
         limits=limits,
         fetch=FetchOptions(values.fetch_bytes, values.fetch_seconds),
+        cluster=_cluster(values),
         state_file=values.adapters_file or (root / STATE_FILE if root is not None else None),
         drain_seconds=values.drain_seconds,
         ping_seconds=values.ping_seconds,
@@ -170,6 +188,23 @@ def _options(values: argparse.Namespace, environment: Mapping[str, str]) -> Serv
         tls_certificate=values.tls_certificate,
         tls_key=values.tls_key,
     )
+
+
+def _cluster(values: argparse.Namespace) -> ClusterOptions | None:
+    given = {
+        name: value
+        for name in ("replicas", "max_replicas", "replica_gpus", "replica_cpus")
+        if (value := getattr(values, name)) is not None
+    }
+    if values.ray is None:
+        if given:
+            raise Phi4MMError(f"{_option(next(iter(given)))} is given without --ray; give both")
+        return None
+    least = {"replicas": 1, "max_replicas": given.get("replicas", 1)}
+    for name, value in given.items():
+        if not value >= least.get(name, 0):
+            raise Phi4MMError(f"{_option(name)} is {value}; expected {least.get(name, 0)} or more")
+    return ClusterOptions(values.ray, **given)
 
 
 def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> list[str]:

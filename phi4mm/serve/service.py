@@ -46,11 +46,22 @@ class Service:
         self.fetcher = fetcher or Fetcher(options.fetch, options.security.allowed_domains)
         self.diarizer = Diarizer()
         self._threads = ThreadPoolExecutor(options.media_threads, "phi4mm-serve")
+        self._upload_threads = ThreadPoolExecutor(options.media_threads, "phi4mm-serve-upload")
+
+    @property
+    def shown(self) -> dict[str, str | None]:
+        """What the log says at the start."""
+        return {"model": self.options.names[0], "adapters": ",".join(self.adapters.names) or None}
+
+    def abandon(self) -> None:
+        """End what runs: the model is closed, and every request is told so."""
+        self.model.close()
 
     def close(self) -> None:
         """End the threads; the model is its owner's to close."""
         self.diarizer.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._upload_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def thread_job(self, function: Callable[[], _Result]) -> Future[_Result]:
         """Call a function in one of the threads for media and other long work."""
@@ -59,6 +70,11 @@ class Service:
     async def in_thread(self, function: Callable[[], _Result]) -> _Result:
         """What a function returns, which is called in one of these threads."""
         return await asyncio.wrap_future(self.thread_job(function))
+
+    async def in_upload_thread(self, function: Callable[[], _Result]) -> _Result:
+        """As ``in_thread``, for reading on in uploaded files: hours of silence in one do not keep others' media."""
+        job = self._upload_threads.submit(contextvars.copy_context().run, function)
+        return await asyncio.wrap_future(job)
 
     async def read_json(self, request: Request, kind: type[_Body], ticket: Ticket) -> _Body:
         """A request's JSON body, checked.

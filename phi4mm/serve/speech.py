@@ -228,7 +228,7 @@ class Recognition:
         self, queue: asyncio.Queue[_Place[_Work] | BaseException | None], start: Callable[[Piece], _Work]
     ) -> None:
         try:
-            while (piece := await self._service.in_thread(lambda: next(self._iterator, None))) is not None:
+            while (piece := await self._service.in_upload_thread(lambda: next(self._iterator, None))) is not None:
                 taken = await self._room(piece)
                 place = _Place(piece, start(piece), taken)
                 self._going.add(place)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from phi4mm.inputs.clip import Clip
 from phi4mm.options import DecodingOptions
 from phi4mm.validate import check_bool, check_known, check_number, check_whole, make_plain, wrong
 
@@ -21,6 +22,8 @@ class SpeechOptions:
         vad: find speech first and transcribe only that. ``False``: everything is transcribed, silence and noise too.
         channel: transcribe this one, counted from 0; ``None`` for the mean of all.
         track: transcribe this sound track of a file, counted from 0; ``None`` for the one that players take.
+        clip: transcribe this part, ``"START-END"`` in seconds or MM:SS ("1.5-3", "1:30-", "-10"); times stay those of
+            the whole.
         max_piece: the longest piece in seconds; ``None`` for what the checkpoint was trained on.
         min_silence: a pause of so many seconds ends a piece.
         vad_threshold: the probability at which speech begins.
@@ -39,6 +42,7 @@ class SpeechOptions:
     vad: bool = True
     channel: int | None = None
     track: int | None = None
+    clip: str | Clip | None = None
     max_piece: float | None = None
     min_silence: float = 1.0
     vad_threshold: float = 0.5
@@ -54,6 +58,10 @@ class SpeechOptions:
         check_bool("vad", self.vad)
         check_whole("channel", self.channel, 0, or_none=True)
         check_whole("track", self.track, 0, or_none=True)
+        if not isinstance(self.clip, str | Clip | None):
+            raise wrong("clip", self.clip, "START-END, such as 1.5-3, or None")
+        if isinstance(self.clip, str):
+            object.__setattr__(self, "clip", Clip.parse(self.clip))
         check_number("max_piece", self.max_piece, 1.0, or_none=True)
         check_number("min_silence", self.min_silence, 0.0, open_below=True)
         check_number("vad_threshold", self.vad_threshold, 0.2, 1.0, open_above=True)
@@ -64,6 +72,11 @@ class SpeechOptions:
         for name in ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold"):
             check_number(name, getattr(self, name))
         check_bool("word_timestamps", self.word_timestamps)
+
+    @property
+    def part(self) -> Clip:
+        """``clip``, or the whole."""
+        return self.clip if isinstance(self.clip, Clip) else Clip()
 
     def temperatures(self, first: float) -> list[float]:
         """Those that are tried, one after another."""
@@ -95,6 +108,7 @@ class TranscribeOptions(DecodingOptions, total=False):
     vad: bool
     channel: int | None
     track: int | None
+    clip: str | Clip | None
     max_piece: float | None
     min_silence: float
     vad_threshold: float

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from phi4mm.inputs.audio import Waveform, resampler
-from phi4mm.transcription.detector import FRAME, FRAME_SECONDS, SAMPLING_RATE, SpeechDetector
+from phi4mm.transcription.detector import FRAME_SECONDS
+from phi4mm.transcription.frames import Frame
 
 PAD = 0.4  # seconds of what is around it that a piece keeps on either side
 BREATH_PAUSE = 4  # frames, about 0.13 s: after so long, a burst is no part of the word that follows
@@ -24,21 +22,6 @@ STEADY = 3.0  # dB between the quietest and the loudest frame of what cannot be 
 # Of a short file a single frame is enough if the level varies as a word's does.
 SHORT = 3.0  # seconds
 SHORT_RANGE = 6.0  # dB
-SILENCE = 1e-10  # power that counts as none
-
-
-@dataclass(frozen=True)
-class Frame:
-    """32 ms of audio and the probability that it is speech. At the end it is less, or none."""
-
-    samples: np.ndarray
-    sampling_rate: int
-    probability: float
-
-    @property
-    def level(self) -> float:
-        """Mean power in dB of full scale."""
-        return 10 * math.log10(float(np.mean(np.square(self.samples))) + SILENCE) if len(self.samples) else -100.0
 
 
 @dataclass(frozen=True)
@@ -60,33 +43,9 @@ class Piece:
     end: float
     speech: float
 
-
-def frames(waveforms: Iterable[Waveform], detector: SpeechDetector | None) -> Iterator[Frame]:
-    """Frames of consecutive parts of one audio, at 16 or 8 kHz; without a detector everything counts as speech."""
-    upsampler = None
-    pending, probabilities = np.zeros(0, np.float32), deque[float]()
-    rate = size = 0
-    for waveform in waveforms:
-        rate = waveform.sampling_rate
-        size = FRAME * rate // SAMPLING_RATE
-        pending = np.concatenate((pending, waveform.samples))
-        if detector is None:
-            probabilities.extend([1.0] * (len(pending) // size - len(probabilities)))
-        elif rate == SAMPLING_RATE:
-            probabilities.extend(detector.push(waveform.samples))
-        else:
-            upsampler = upsampler or resampler(rate, SAMPLING_RATE)
-            probabilities.extend(detector.push(upsampler.resample_chunk(waveform.samples)))
-        while probabilities and len(pending) >= size:
-            yield Frame(pending[:size], rate, probabilities.popleft())
-            pending = pending[size:]
-    if detector is not None:
-        if upsampler is not None:
-            probabilities.extend(detector.push(upsampler.resample_chunk(np.zeros(0, np.float32), last=True)))
-        probabilities.extend(detector.finish())
-    while probabilities or len(pending):
-        yield Frame(pending[:size], rate, probabilities.popleft() if probabilities else 1.0)
-        pending = pending[size:]
+    def later(self, seconds: float) -> Piece:
+        """The piece in an audio that begins so much earlier."""
+        return replace(self, offset=self.offset + seconds, start=self.start + seconds, end=self.end + seconds)
 
 
 class Cutter:

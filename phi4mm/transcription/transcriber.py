@@ -15,8 +15,9 @@ from phi4mm.errors import Phi4MMError
 from phi4mm.inputs.audio import Waveform
 from phi4mm.transcription.alignment import align_words
 from phi4mm.transcription.detector import SpeechDetector
+from phi4mm.transcription.frames import frames
 from phi4mm.transcription.options import SpeechOptions
-from phi4mm.transcription.pieces import Piece, cut, frames
+from phi4mm.transcription.pieces import Piece, cut
 from phi4mm.types import Reply, Request, Segment, Transcript, Word
 
 _AHEAD = 4  # times ``batch_size`` pieces that are read or decoded at a time
@@ -62,12 +63,13 @@ class Transcription:
 
     Args:
         client: of the engine.
-        waveforms: the consecutive parts of the audio, at one of the model's two rates.
+        waveforms: the consecutive parts of the audio, or of the clip that the options name, at one of the model's two
+            rates.
         request: the instruction and how to decode it; its audio is filled in.
         options: how to find speech and when to decode again.
 
     Attributes:
-        duration: seconds of audio that were read so far; at the end, all.
+        duration: seconds of audio (of the clip, if one is asked for) that were read so far; at the end, all.
     """
 
     def __init__(self, client: Client, waveforms: Iterable[Waveform], request: Request, options: SpeechOptions) -> None:
@@ -127,13 +129,14 @@ class Transcription:
     def pieces(self) -> Iterator[Piece]:
         """What is handed to the model, without decoding it."""
         options = self._options
-        return cut(
+        pieces = cut(
             frames(self._counted(), SpeechDetector() if options.vad else None),
             max_piece=options.max_piece or self._client.model.config.front_end.max_seconds,
             min_silence=options.min_silence,
             threshold=options.vad_threshold,
             judge=options.vad,
         )
+        return (piece.later(options.part.start) for piece in pieces)
 
     def _counted(self) -> Iterator[Waveform]:
         for waveform in self._waveforms:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -136,6 +138,41 @@ def test_mode(mode: str) -> None:
     np.testing.assert_allclose(np.asarray(image), np.broadcast_to(expected, (2, 2, 3)), atol=1)
 
 
+def tiff(samples: np.ndarray, bits: int, *, white_is_zero: bool = False) -> bytes:
+    """An uncompressed grey TIFF of one strip; 12-bit samples are packed two in three bytes."""
+    strip = samples.astype("<u2").tobytes()
+    if bits == 12:
+        pairs = samples.reshape(-1, 2).astype(int)
+        strip = b"".join(int(first << 12 | second).to_bytes(3, "big") for first, second in pairs)
+    height, width = samples.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: height}
+    tags[279] = len(strip)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + directory
+
+
+RAMP = np.linspace(0, 1, 256)[None]
+WIDE = {
+    "16-bit png": encode(Image.fromarray((RAMP * 65535).astype(np.uint16))),
+    "16-bit tiff": tiff(RAMP * 65535, 16),
+    "16-bit tiff, zero is white": tiff((1 - RAMP) * 65535, 16, white_is_zero=True),
+    "12-bit tiff": tiff(RAMP * 4095, 12),
+    "16-bit pgm": b"P5 256 1 65535\n" + (RAMP * 65535).astype(">u2").tobytes(),
+    "10-bit pgm": b"P5 256 1 1023\n" + (RAMP * 1023).astype(">u2").tobytes(),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_wide_greys_are_scaled_from_the_range_of_their_file(kind: str) -> None:
+    np.testing.assert_allclose(np.asarray(load_image(WIDE[kind]))[0, :, 0], np.arange(256), atol=1)
+
+
+def test_a_dark_16_bit_file_stays_dark() -> None:
+    for content in (tiff(RAMP * 200, 16), b"P5 256 1 65535\n" + (RAMP * 200).astype(">u2").tobytes()):
+        assert np.asarray(load_image(content)).max() <= 1
+
+
 def test_16_bit_png_is_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None]
     image = load_image(encode(Image.fromarray(ramp)))
@@ -147,19 +184,58 @@ def test_png_with_a_transparent_colour() -> None:
     assert load_image(encode(PALETTE, transparency=1)).getpixel((0, 0)) == WHITE
 
 
+def test_16_bit_png_with_a_transparent_grey() -> None:
+    content = png_of_size(2, 1, depth=16, colour=0, rows=b"\0" + struct.pack(">HH", 1000, 30000), transparent=1000)
+    assert [load_image(content).getpixel((x, 0))[0] for x in (0, 1)] == [255, round(30000 / 257)]  # type: ignore[index]
+
+
+def test_palette_with_several_degrees_of_transparency() -> None:
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, *BLUE])
+    for x in range(3):
+        image.putpixel((x, 0), x)
+    shown = load_image(encode(image, transparency=bytes([255, 0, 127])))
+    np.testing.assert_allclose(np.asarray(shown)[0], [RED, WHITE, (128, 128, 255)], atol=1)
+
+
+def test_cmyk_jpeg() -> None:
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    np.testing.assert_allclose(np.asarray(load_image(encode(image, "JPEG")))[8, 8], RED, atol=8)
+
+
+def test_a_tall_picture_with_transparency_is_converted_band_by_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 5, 4), dtype=np.uint8))
+    whole = load_image(image)
+    monkeypatch.setattr("phi4mm.inputs.image_file.BAND_PIXELS", 12)
+    assert load_image(image).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_wide_greys_take_little_memory_beside_the_picture(mode: str) -> None:
+    source = Image.new(mode, (3000, 3000))
+    tracemalloc.start()
+    load_image(source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6  # of numpy; an array of float64 for the whole picture would be 72e6
+
+
 def test_first_frame_of_an_animation() -> None:
     red, green = Image.new("RGB", (4, 4), RED), Image.new("RGB", (4, 4), GREEN)
     assert load_image(encode(red, "GIF", save_all=True, append_images=[green])).getpixel((0, 0)) == RED
 
 
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+def png_of_size(
+    width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes = b"", transparent: int | None = None
+) -> bytes:
+    """A PNG that claims a size and by default holds next to nothing."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    chunks = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    chunks += b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
@@ -180,6 +256,8 @@ BAD_FILES = {
     "png without pixels": (png_of_size(0, 5), "(cannot be read|not a picture|0x5)"),
     "png that claims more than it holds": (png_of_size(50, 50), "cannot be read"),
     "picture bomb": (png_of_size(60000, 60000), "too many pixels"),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n", "not a picture"),
+    "pdf": (b"%PDF-1.4\n", "not a picture"),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture"),
 }
 
@@ -206,6 +284,35 @@ def test_picture_between_pillows_warning_and_its_error() -> None:
 def test_bomb_warning_as_error() -> None:
     with pytest.raises(ImageError, match="too many pixels"):
         load_image(png_of_size(10000, 10000))
+
+
+def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = tmp_path / "started"
+    for program in ("gs", "gswin32c", "xv", "display"):
+        (tmp_path / program).write_text(f"#!/bin/sh\ntouch {started}\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(ImageError, match="not a picture"):
+        load_image(BAD_FILES["eps"][0])
+    assert not started.exists()
+
+
+def test_a_picture_that_takes_too_much_memory_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi4mm.inputs.image_file.MAX_BYTES", 1 << 20)
+    content = {mode: encode(Image.new(mode, (700, 700)), "TIFF") for mode in ("L", "I;16", "I", "F", "RGB", "CMYK")}
+    for mode in ("L", "I;16"):
+        assert load_image(content[mode]).size == (700, 700)
+    for mode in ("I", "F", "RGB", "CMYK"):
+        for source in (content[mode], Image.open(io.BytesIO(content[mode])), Image.new(mode, (700, 700))):
+            with pytest.raises(ImageError, match="take 1 MiB to decode, expected at most 1; scale it down"):
+                load_image(source)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(ImageError, match="pipe or a device"):
+            load_image(path)
 
 
 BAD_SOURCES = {

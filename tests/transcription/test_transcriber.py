@@ -269,3 +269,23 @@ def test_silence_and_noise_say_nothing(bundled: Phi4MM) -> None:
         transcript = bundled.transcribe((samples, RATE))
         assert (transcript.text, transcript.segments) == ("", ())
         assert transcript.duration == 4.0
+
+
+def test_a_clip_keeps_the_times_of_the_whole(bundled: Phi4MM) -> None:
+    samples, rate = soundfile.read(CLIPS[1], dtype="float32")
+    silence = np.zeros(int(2.0 * rate), np.float32)
+    audio = (np.concatenate([samples, silence, samples]), rate)
+    first, second = bundled.transcribe(audio).segments
+    halfway = f"{len(samples) / rate + 1.0}"
+    transcript = bundled.transcribe(audio, clip=f"{halfway}-", word_timestamps=True)
+    [segment] = transcript.segments
+    assert segment.text == second.text
+    assert segment.start == pytest.approx(second.start, abs=0.05)
+    assert segment.words
+    assert segment.words[0].start >= segment.start
+    assert transcript.duration == pytest.approx(len(samples) / rate + 1.0, abs=0.01)
+    assert [one.text for one in bundled.transcribe(audio, clip=f"-{halfway}").segments] == [first.text]
+    with pytest.raises(AudioError, match=r"audio: is .* s long; expected a clip that starts before its end"):
+        bundled.transcribe(audio, clip="60-")
+    with pytest.raises(PromptError, match="clip"):
+        bundled.transcribe(audio, clip=5)  # type: ignore[arg-type]

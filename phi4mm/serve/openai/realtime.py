@@ -23,7 +23,7 @@ from phi4mm.serve.logs import log
 from phi4mm.serve.openai.messages import check_text
 from phi4mm.serve.openai.realtime_session import Decoder, Session
 from phi4mm.serve.openai.transcript import logprob_items, token_usage
-from phi4mm.serve.openai.transcriptions import instruction
+from phi4mm.serve.openai.transcriptions import instruction, max_piece_tokens
 from phi4mm.serve.service import Service, dumps, service_of
 from phi4mm.serve.speech import Recognition
 from phi4mm.serve.turns import Agreement, Started, Stopped, TurnBuffer
@@ -267,7 +267,11 @@ class _Connection:
         """The arguments of ``Phi4MM.transcribe_stream``."""
         wording = self._session.input.transcription
         adapter = self._service.resolve(wording.model)
-        options: dict[str, Any] = {"prompt": instruction(guidance=wording.prompt), "hotwords": wording.keywords}
+        options: dict[str, Any] = {
+            "prompt": instruction(guidance=wording.prompt),
+            "hotwords": wording.keywords,
+            "max_new_tokens": max_piece_tokens(self._service),
+        }
         return options if adapter is None else {**options, "adapter": adapter}
 
     async def _send_delta(self, item: _Item, text: str, tokens: Any) -> None:

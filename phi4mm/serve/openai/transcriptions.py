@@ -37,7 +37,7 @@ from phi4mm.serve.openai.transcript import (
 from phi4mm.serve.service import Service, service_of
 from phi4mm.serve.speech import Recognition, Upload
 from phi4mm.serve.sse import DONE, EventStream, begun, event, until_disconnect
-from phi4mm.types import Segment, TokenLogprob
+from phi4mm.types import DEFAULT_MAX_NEW_TOKENS, Segment, TokenLogprob
 
 router = APIRouter(tags=["audio"])
 _MOST_WORDS = 1000
@@ -179,6 +179,7 @@ def _options(
         "to": to,
         "prompt": instruction(body.instruction or _wording(task, to), body.prompt),
         "hotwords": hotwords,
+        "max_new_tokens": max_piece_tokens(service),
         "temperature": body.temperature,
         "seed": body.seed,
     }
@@ -193,6 +194,11 @@ def instruction(wording: str = TRANSCRIBE_PROMPT, guidance: str | None = None) -
 def _wording(task: str, to: str | None) -> str:
     content = speech_prompt(task, to)
     return content if isinstance(content, str) else "".join(map(str, content))
+
+
+def max_piece_tokens(service: Service) -> int:
+    """The most tokens of one piece of speech."""
+    return min(DEFAULT_MAX_NEW_TOKENS, service.limits.max_output_tokens)
 
 
 def _vad_options(given: VadBody) -> dict[str, Any]:
@@ -257,8 +263,7 @@ class _Answer:
         if self.format == "text":
             return PlainTextResponse(text_of(parts) + "\n")
         if self.format in ("srt", "vtt"):
-            content_type = "text/vtt" if self.format == "vtt" else "application/x-subrip"
-            return Response(subtitles(parts, duration, self.format), media_type=f"{content_type}; charset=utf-8")
+            return PlainTextResponse(subtitles(parts, duration, self.format))
         if self.format == "verbose_json":
             return JSONResponse(verbose_json(parts, duration, self.shown))
         logprobs = self._logprobs(token for part in parts for token in part.reply.logprobs or ())
