@@ -85,6 +85,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     assert not long.tokens
 
 
+@pytest.mark.slow
 def test_a_list_of_adapters_can_be_read_whenever_the_server_is_killed(tmp_path: Path) -> None:
     script = """
 import json, os, random, signal, sys, time
