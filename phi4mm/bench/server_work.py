@@ -74,21 +74,6 @@ def wire(
     return {"path": "/v1/chat/completions", "type": "application/json", "body": _base64(body), "stream": stream}
 
 
-def upload(audio: bytes, model: str) -> dict[str, Any]:
-    """A transcription as the clients' process takes it."""
-    mark = "a-boundary-of-the-benchmark"
-    fields = {"model": model, "response_format": "json", "language": "en"}
-    parts = [
-        f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
-        for name, value in fields.items()
-    ]
-    head = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="clip.wav"\r\n'
-    head += "Content-Type: audio/wav\r\n\r\n"
-    body = "".join(parts).encode() + head.encode() + audio + f"\r\n--{mark}--\r\n".encode()
-    kind = f"multipart/form-data; boundary={mark}"
-    return {"path": "/v1/audio/transcriptions", "type": kind, "body": _base64(body), "stream": False}
-
-
 def wav(samples: np.ndarray) -> bytes:
     """16-bit samples at 16 kHz."""
     file = io.BytesIO()
