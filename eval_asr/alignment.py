@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from eval_asr.errors import ScoringError
 from eval_asr.word_errors import WordErrors
+from phi4mm.errors import install_hint
 
 if TYPE_CHECKING:
     import jiwer
@@ -67,7 +68,7 @@ def compound_alignments(pairs: Sequence[Pair]) -> list[tuple[Piece, ...]]:
     try:
         from kaldialign import align
     except ImportError as error:
-        raise ScoringError("scoring 2026 needs kaldialign; pip install 'phi4mm[eval]'") from error
+        raise ScoringError(f"scoring 2026 needs kaldialign; {install_hint('eval')}") from error
     return [
         tuple(_compound_pieces(align(reference.split(), hypothesis.split(), _NO_WORD, merge_compounds=True)))
         for reference, hypothesis in pairs

@@ -23,6 +23,7 @@ from eval_asr.sources import open_source
 from eval_asr.suites import suite
 from phi4mm.cli import prepare_environment
 from phi4mm.cli import report as report_error
+from phi4mm.errors import install_hint
 
 if TYPE_CHECKING:
     from eval_asr.scale import Cluster
@@ -98,7 +99,7 @@ def _cluster(options: argparse.Namespace) -> AbstractContextManager[Cluster | No
     try:
         from eval_asr.scale import ray_cluster
     except ImportError as error:
-        raise EvalError(f"--ray needs {error.name}, which is not installed; pip install 'phi4mm[ray]'") from error
+        raise EvalError(f"--ray needs {error.name}, which is not installed; {install_hint('ray')}") from error
     return ray_cluster(options.ray, options.workers, device=options.device)
 
 
@@ -132,7 +133,7 @@ def _report(options: argparse.Namespace) -> int:
     try:
         from eval_asr.report import write_html, write_markdown, write_picture
     except ImportError as error:
-        raise EvalError(f"report needs {error.name}, which is not installed; pip install 'phi4mm[eval]'") from error
+        raise EvalError(f"report needs {error.name}, which is not installed; {install_hint('eval')}") from error
     scores = score_folder(options.results, **_rules(options))
     for file, write in (
         (options.out, write_html),

@@ -20,6 +20,7 @@ from eval_asr.clips import (
 )
 from eval_asr.errors import SourceError
 from eval_asr.results import is_seconds
+from phi4mm.errors import install_hint
 
 ID_COLUMNS = ("id", "file_name")
 DURATION_COLUMNS = ("audio_length_s", "duration")
@@ -101,7 +102,7 @@ def _load(spec: str, path: str, config: str, split: str, *, streaming: bool = Fa
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise SourceError(f"{spec}: needs the datasets library; pip install 'phi4mm[eval]'") from error
+        raise SourceError(f"{spec}: needs the datasets library; {install_hint('eval')}") from error
     try:
         return load_dataset(path, config or None, split=split, streaming=streaming)
     except Exception as error:  # the library raises many kinds, for names, networks and permissions

@@ -36,7 +36,7 @@ STANDARD_INPUT = "-"
 BUNDLED = (
     "the bundled checkpoint is small: it transcribes spoken letters, numbers, dates and short commands, answers "
     "questions about pictures of simple shapes, typed or spoken, counts them, and reads short printed numbers and "
-    "words; --model names another"
+    "words; what else is asked gets an answer of these kinds; --model names another"
 )
 _FILE_NAME = re.compile(r"\S*[/\\]\S*|.*\.\w{1,5}", re.DOTALL)
 
@@ -86,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--json", action="store_true", help="one JSON object: text, token_ids, finish_reason, usage, ..."
     )
-    group.add_argument("--quiet", action="store_true", help="do not say what the bundled checkpoint can do")
+    group.add_argument("--quiet", action="store_true", help="no notice of what the bundled checkpoint can do")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
 

@@ -44,6 +44,11 @@ class ClosedError(Phi4MMError):
     """The model was closed before the request was answered."""
 
 
+def install_hint(extra: str) -> str:
+    """How a group of optional libraries of ``pyproject.toml`` is installed: phi4mm is on no package registry."""
+    return f"pip install '.[{extra}]' (in a clone of phi4mm's repository)"
+
+
 _SHOWN = 5  # errors of a batch that its message tells
 
 

@@ -29,6 +29,7 @@ class Segment:
         no_speech_prob: 1 minus the speech detector's mean probability of speech.
         temperature: at which it was decoded; over 0 where lower ones failed.
         words: when each word is said (``word_timestamps=True``).
+        speaker: who says it, where speakers were looked for.
     """
 
     start: float
@@ -39,6 +40,7 @@ class Segment:
     no_speech_prob: float | None = None
     temperature: float | None = None
     words: tuple[Word, ...] | None = None
+    speaker: str | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Segment:

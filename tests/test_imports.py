@@ -24,7 +24,7 @@ LAYERS = (
     ("phi4mm.worker_process",),
     ("phi4mm.api",),
     ("phi4mm.loading",),
-    ("phi4mm.transcription",),
+    ("phi4mm.diarization", "phi4mm.transcription"),
     ("phi4mm.engine",),
     ("phi4mm.adapters",),
     ("phi4mm.checkpoint", "phi4mm.inputs"),

@@ -12,18 +12,9 @@ import numpy as np
 import pytest
 
 from phi4mm.errors import PromptError
-from phi4mm.types import (
-    DecodingOptions,
-    Modality,
-    Request,
-    RequestOptions,
-    Route,
-    SamplingOptions,
-    SamplingParams,
-    Segment,
-    Transcript,
-    Word,
-)
+from phi4mm.options import DecodingOptions, RequestOptions, SamplingOptions
+from phi4mm.transcript import Segment, Transcript, Word
+from phi4mm.types import Modality, Request, Route, SamplingParams
 
 BAD_NUMBERS = ["1", None, True, math.nan, math.inf, -math.inf, [1], 1j, 10**400]
 BAD_WHOLE = [*BAD_NUMBERS, 1.5, 1.0]

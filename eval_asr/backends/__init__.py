@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from eval_asr.errors import BackendError
+from phi4mm.errors import install_hint
 
 DEFAULT_PROMPT = "Transcribe the audio clip into text."
 
@@ -112,7 +113,7 @@ def load_recogniser(options: BackendOptions) -> Recogniser:
         module = import_module(BACKENDS[options.backend])
     except ImportError as error:
         raise BackendError(
-            f"backend {options.backend!r} needs {error.name}, which is not installed; pip install 'phi4mm[eval]'"
+            f"backend {options.backend!r} needs {error.name}, which is not installed; {install_hint('eval')}"
         ) from error
     load: Callable[[BackendOptions], Recogniser] = module.load
     return load(options)

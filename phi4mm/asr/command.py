@@ -10,9 +10,9 @@ from typing import Any
 from phi4mm.asr.files import STANDARD_INPUT, Input, check_folder, duplicates, find_inputs, unreadable
 from phi4mm.asr.jobs import JobOptions, give_up, transcribe
 from phi4mm.asr.parser import COMMAND, PROGRAM, formats, make_parser, parse
-from phi4mm.asr.writers import Lines
 from phi4mm.cli import load_model, prepare_environment, report, write_out
-from phi4mm.errors import Phi4MMError, PromptError
+from phi4mm.errors import Phi4MMError, PromptError, install_hint
+from phi4mm.transcription.writers import Lines
 from phi4mm.types import Request
 
 BUNDLED = (
@@ -38,6 +38,10 @@ def run(arguments: Sequence[str]) -> int:
         inputs = list(dict.fromkeys(inputs))
     speech = _speech_options(options)
     job_options = _job_options(parser, options, speech, inputs)
+    if options.diarize:
+        from phi4mm.diarization.diarizer import check_installed
+
+        check_installed()
     if options.output_dir is not None:
         check_folder(Path(options.output_dir))
     if options.mic:
@@ -77,6 +81,10 @@ def _job_options(
         parser.error(f"--format {chosen[0]} of several transcripts needs --output-dir: one file each; or use --json")
     if options.skip_existing and options.output_dir is None:
         parser.error("--skip-existing needs --output-dir")
+    if options.diarize and (options.stream or options.mic):
+        parser.error("--diarize needs whole files: it does not go with --stream or --mic")
+    if options.diarize and speech["task"] != "transcribe":
+        parser.error("--diarize is for the task transcribe")
     if options.line_width < 0 or options.line_count < 1:
         parser.error("--line-width is 0 or more, --line-count 1 or more")
     if options.output_dir is not None and (repeated := duplicates(inputs)):
@@ -100,6 +108,7 @@ def _job_options(
         named=several and not options.no_filename,
         several=several,
         quiet=options.quiet,
+        diarize=options.diarize,
     )
 
 
@@ -113,7 +122,7 @@ def _speech_options(options: argparse.Namespace) -> dict[str, Any]:
         "prompt": options.prompt,
         "hotwords": [word.strip() for word in hotwords if word.strip()],
         "vad": not options.no_vad,
-        "word_timestamps": options.word_timestamps,
+        "word_timestamps": options.word_timestamps or options.diarize,  # at which a segment is divided by speakers
     }
     names = [
         "track",
@@ -152,6 +161,6 @@ def _print_completion(shell: str) -> int:
     try:
         import shtab
     except ImportError as error:
-        raise Phi4MMError("completion scripts are made by shtab: pip install 'phi4mm[completion]'") from error
+        raise Phi4MMError(f"completion scripts are made by shtab: {install_hint('completion')}") from error
     write_out(shtab.complete(make_parser(COMMAND), shell) + "\n")
     return 0

@@ -49,12 +49,14 @@ def table() -> str:
 |---|---|
 {rows}
 
-A test reads one file of each, from a path, from bytes, from an open file and from a pipe as standard input is one.
-Others that FFmpeg knows are read as well, where they are media: a playlist (m3u8, ffconcat, sdp ...) is not, as it
-would open other files. The contents decide, never the name; so raw samples without a header (.g722) are not read.
+A test reads one file of each: from a path, from bytes, from an open file, and from a pipe, as standard input is.
+Other media formats of FFmpeg are read too. Playlists (m3u8, ffconcat, sdp ...) are refused, as they would
+open other files. The format is recognised by the contents, not by the name; so samples without a header (.g722) cannot
+be read.
 
-Times are those of the file: a sound track that begins after the picture, an edit list, and a gap in the time stamps
-count as silence. Of several sound tracks the first that is marked as default is taken, or `--track`. A file that ends
-before its headers say so is refused as truncated; formats that are made to be cut anywhere (MP3 without a Xing header,
-AAC, AMR, AC-3, MPEG streams) cannot show that. An input/output error is an error of its own (`AudioReadError`).
+Times are those of the file. A sound track that begins after the picture, an edit list, or a gap in the time stamps
+counts as silence. If there are several sound tracks, the first that is marked as default is read, or `--track`. A file
+that ends before its headers say so is refused as truncated. Formats that may be cut anywhere (MP3 without a Xing
+header, AAC, AMR, AC-3, MPEG streams) do not show that they are truncated. An input/output error while reading raises
+`AudioReadError`.
 """

@@ -13,13 +13,15 @@ from phi4mm.asr.files import STANDARD_INPUT, Input, readable
 from phi4mm.asr.outputs import FileOutput, FormatOutput, JsonLineOutput, LineOutput, Output
 from phi4mm.asr.parser import PROGRAM
 from phi4mm.asr.progress import Progress
-from phi4mm.asr.writers import Lines, writers
 from phi4mm.cli import report
 from phi4mm.errors import AudioReadError, Phi4MMError
+from phi4mm.transcription.writers import Lines, writers
 from phi4mm.types import Segment, Transcript
 
 if TYPE_CHECKING:
     from phi4mm.api import Phi4MM
+    from phi4mm.diarization.diarizer import Diarizer
+    from phi4mm.diarization.speakers import Diarization
     from phi4mm.transcription.transcriber import Transcription
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # in a file's name, these would break the line or drive the terminal
@@ -40,6 +42,7 @@ class JobOptions:
         named: whether lines begin with the name of their input.
         several: whether there may be several transcripts, so that one that fails keeps its place.
         quiet: no progress.
+        diarize: whether speakers are told apart.
     """
 
     channel: Literal["mix", "left", "right", "each"] = "mix"
@@ -52,6 +55,7 @@ class JobOptions:
     named: bool = False
     several: bool = False
     quiet: bool = False
+    diarize: bool = False
 
     def files(self, item: Input, label: str) -> list[tuple[str, Path]]:
         """Format and path of the files of an input, or of one channel of it."""
@@ -93,6 +97,7 @@ class Job:
         outputs: where its segments go.
         run: its transcription.
         reported: whether what is wrong with it was reported before.
+        speakers: who speaks when, if that was asked for.
     """
 
     item: Input
@@ -100,6 +105,11 @@ class Job:
     outputs: Sequence[Output]
     run: Transcription
     reported: bool = False
+    speakers: Diarization | None = None
+
+    def segments(self, segment: Segment) -> list[Segment]:
+        """A segment, divided by speakers if those were asked for."""
+        return [segment] if self.speakers is None else self.speakers.attributed(segment)
 
     @property
     def name(self) -> str:
@@ -151,16 +161,19 @@ def transcribe(
     paths = [item.path for item in inputs]
     on_standard_output = options.folder is None
     each = options.channel == "each"
+    diarizer = _diarizer() if options.diarize else None
     try:
         with Progress(paths, each_channel=each, quiet=options.quiet, prints=on_standard_output) as progress:
-            jobs = _jobs(model, inputs, options, speech, bad)
+            jobs = _jobs(model, inputs, options, speech, bad, diarizer)
             if options.stream:
                 _print_words(jobs, failures)
             else:
                 again = _write_transcripts(jobs, progress, failures, options.can_try_again)
-                _write_transcripts(_again(model, again, options, speech), progress, failures, False)
+                _write_transcripts(_again(model, again, options, speech, diarizer), progress, failures, False)
             return len(bad) + len(failures)
     finally:
+        if diarizer is not None:
+            diarizer.close()
         for failure in failures:
             report(PROGRAM, failure)
 
@@ -178,6 +191,7 @@ def _jobs(
     options: JobOptions,
     speech: Mapping[str, Any],
     bad: Mapping[int, Exception],
+    diarizer: Diarizer | None,
 ) -> Iterator[Job]:
     """What is to be transcribed, begun when it is asked for."""
     for number, item in enumerate(inputs):
@@ -186,7 +200,9 @@ def _jobs(
         with ExitStack() as stack:
             if error is None:
                 try:
-                    opened = stack.enter_context(readable(item.path, often=options.channel == "each"))
+                    opened = stack.enter_context(
+                        readable(item.path, often=options.channel == "each" or options.diarize)
+                    )
                     channels = _channels(opened, options.channel, speech.get("track"))
                 except (Phi4MMError, OSError) as found:
                     error = found
@@ -194,18 +210,32 @@ def _jobs(
                 files = options.files(item, label)
                 if options.skip_existing and all(path.exists() for _, path in files):
                     continue
-                audio = opened() if error is None else _failing(error)
+                speakers, problem = None, error
+                if diarizer is not None and problem is None:
+                    try:
+                        speakers = diarizer(opened(), channel=channel, track=speech.get("track"))
+                    except (Phi4MMError, OSError) as found:
+                        problem = found
+                audio = opened() if problem is None else _failing(problem)
                 run = model.transcribe_stream(audio, **{**speech, "channel": channel})
-                yield Job(item, label, options.outputs(item, label), run, number in bad)
+                yield Job(item, label, options.outputs(item, label), run, number in bad, speakers)
 
 
-def _again(model: Phi4MM, jobs: Sequence[Job], options: JobOptions, speech: Mapping[str, Any]) -> Iterator[Job]:
+def _again(
+    model: Phi4MM, jobs: Sequence[Job], options: JobOptions, speech: Mapping[str, Any], diarizer: Diarizer | None
+) -> Iterator[Job]:
     """Inputs whose reading failed part of the way, once more from their start."""
     for item in dict.fromkeys(job.item for job in jobs):
         labels = {job.label for job in jobs if job.item == item}
-        for job in _jobs(model, [item], replace(options, skip_existing=False), speech, {}):
+        for job in _jobs(model, [item], replace(options, skip_existing=False), speech, {}, diarizer):
             if job.label in labels:
                 yield job
+
+
+def _diarizer() -> Diarizer:
+    from phi4mm.diarization.diarizer import Diarizer
+
+    return Diarizer()
 
 
 def _failing(error: Exception) -> Iterator[Any]:
@@ -267,9 +297,10 @@ def _write_transcripts(jobs: Iterator[Job], progress: Progress, failures: list[s
             job = begun[run]
             progress.at(job.name, run.duration)
             if isinstance(event, Segment):
-                segments[run].append(event)
-                for output in job.outputs:
-                    output.add(event)
+                for segment in job.segments(event):
+                    segments[run].append(segment)
+                    for output in job.outputs:
+                        output.add(segment)
                 continue
             if event.failure is None:
                 failures += job.end(Transcript.of(segments[run], run.duration))

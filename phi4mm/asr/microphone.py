@@ -1,4 +1,4 @@
-"""What is spoken into the microphone, as it comes (sounddevice: ``pip install 'phi4mm[mic]'``)."""
+"""What is spoken into the microphone, as it comes (sounddevice, of the group ``mic``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from phi4mm.errors import AudioError
+from phi4mm.errors import AudioError, install_hint
 from phi4mm.inputs.audio import SAMPLING_RATE
 
 BLOCK = SAMPLING_RATE // 10
@@ -25,7 +25,7 @@ def sound_library() -> Any:
     try:
         import sounddevice
     except ImportError as error:
-        raise AudioError(f"microphone: sounddevice is not available ({error}); pip install 'phi4mm[mic]'") from error
+        raise AudioError(f"microphone: sounddevice is not available ({error}); {install_hint('mic')}") from error
     except OSError as error:
         raise AudioError(
             f"microphone: the library PortAudio is not available ({error}); install it: apt install libportaudio2, dnf "

@@ -9,9 +9,9 @@ import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from phi4mm.asr.writers import Writer, one_line
 from phi4mm.cli import write_out
 from phi4mm.files import written_whole
+from phi4mm.transcription.writers import Writer, one_line, spoken
 from phi4mm.types import Segment, Transcript
 
 _LONGEST_NAME = 255  # bytes of a file's name, on every common file system
@@ -99,7 +99,7 @@ class LineOutput(Output):
         self._begun = False
 
     def add(self, segment: Segment) -> None:
-        self.part(one_line(segment.text))
+        self.part(one_line(spoken(segment)))
         self._before = " "
 
     def part(self, text: str) -> None:

@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 
 from phi4mm import __version__
-from phi4mm.asr.writers import FORMATS
 from phi4mm.cli import add_model_options, program_name
 from phi4mm.errors import PromptError
 from phi4mm.inputs.clip import Clip
+from phi4mm.transcription.writers import FORMATS
 
 PROGRAM = "phi4mm.asr"
 COMMAND = "phi4mm-asr"  # its console script
@@ -26,7 +26,7 @@ def make_parser(name: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=name,
         usage=f"{name} [OPTION ...] FILE ...",
-        description="Write down what is said in audio and video files, one line each, in the order given.",
+        description="Transcribe audio and video files, one line each, in the order given.",
         epilog=f"Every option is also an environment variable: --max-piece 20 is {PREFIX}MAX_PIECE=20. "
         "Exit code: 0 all done, 1 some files failed (listed on standard error), 2 usage, 130 interrupted.",
     )
@@ -65,7 +65,9 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         metavar="START-END",
         help="this part of each file alone, in seconds or MM:SS: 1.5-3, 1:30-, -10; times stay those of the file",
     )
-    group.add_argument("--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (phi4mm[mic])")
+    group.add_argument(
+        "--mic", action="store_true", help="transcribe what is spoken, until Ctrl-C (pip install '.[mic]')"
+    )
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +92,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output-dir", metavar="DIR", help="write a file per input and format into this folder")
     group.add_argument("--skip-existing", action="store_true", help="leave out inputs whose outputs are all there")
     group.add_argument(
-        "--word-timestamps", action="store_true", help="estimate when each word is said: in JSON, and for subtitles"
+        "--word-timestamps", action="store_true", help="estimate the times of words, for JSON and subtitles"
+    )
+    group.add_argument(
+        "--diarize",
+        action="store_true",
+        help="name the speakers: A, B, ... before their words (pip install '.[diarize]')",
     )
     group.add_argument("--line-width", type=int, default=42, metavar="N", help="of subtitles; 0: any (default: 42)")
     group.add_argument("--line-count", type=int, default=2, metavar="N", help="lines of a subtitle (default: 2)")
@@ -98,12 +105,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="one JSON object a line: audio_filepath, text, segments, duration"
     )
     group.add_argument(
-        "--no-filename", action="store_true", help="lines without their file's name, which several files have"
+        "--no-filename", action="store_true", help="no file name before each line (several files have one)"
     )
     group.add_argument("--stream", action="store_true", help="print words as they are decoded (nothing is retried)")
     group.add_argument("--quiet", action="store_true", help="no progress, which is shown only on a terminal anyway")
     group.add_argument(
-        "--completion", choices=("bash", "zsh", "tcsh"), help="print a completion script (phi4mm[completion])"
+        "--completion", choices=("bash", "zsh", "tcsh"), help="print a completion script (pip install '.[completion]')"
     )
 
 

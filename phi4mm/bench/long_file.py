@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a clip begins where it is less than this below its loudest (default: 25; more for clips without noise)",
     )
     parser.add_argument(
-        "--align", action="store_true", help="a clip begins where PocketSphinx's alignment of its text says, instead"
+        "--align", action="store_true", help="take a clip's start from PocketSphinx's alignment of its text"
     )
     parser.add_argument("--file", type=Path, help="only transcribe this file, and print what was found as JSON")
     return parser

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from phi4mm.engine.answer import Answer
 from phi4mm.engine.sampler import Choice
@@ -17,6 +17,21 @@ from phi4mm.types import Reply, Route, TokenLogprob, Usage
 ENGINE_THREAD = "phi4mm-engine"
 
 _NOT_READ = Reply("", (), Route(), "cancelled", 0.0, Usage(0, 0))  # of a request that was cancelled before it began
+
+
+@dataclass(frozen=True)
+class RowTimes:
+    """When what happened to a row, by ``time.monotonic``.
+
+    Attributes:
+        queued: it was handed to the engine.
+        admitted: it first got a place in the KV cache; ``None``: not yet.
+        tokens: each of its tokens was there.
+    """
+
+    queued: float
+    admitted: float | None = None
+    tokens: tuple[float, ...] = ()
 
 
 class Handle:
@@ -38,6 +53,17 @@ class Handle:
         self._future: Future[Reply] = Future()
         self._cancel: Callable[[], None] | None = None
         self._cancelled = False
+        self._queued: float | None = None
+        self._admitted: float | None = None
+        self._token_times: list[float] = []
+
+    @property
+    def times(self) -> RowTimes | None:
+        """When what happened to it until now; ``None`` before it is handed to the engine."""
+        with self._changed:
+            if self._queued is None:
+                return None
+            return RowTimes(self._queued, self._admitted, tuple(self._token_times))
 
     @property
     def done(self) -> bool:
@@ -133,8 +159,8 @@ class Handle:
                     return
                 await arrived.wait()
             place += len(pieces)
-            for piece in pieces:
-                yield piece
+            if pieces:
+                yield "".join(pieces)  # one for all that came while the loop was busy
 
     def __await__(self) -> Generator[None, None, Reply]:
         return self._awaited().__await__()
@@ -151,8 +177,13 @@ class Handle:
         """The request is read and on its way to the engine; ``False``: it was cancelled meanwhile."""
         with self._changed:
             if not self._cancelled:
-                self._answer, self._cancel = answer, cancel
+                self._answer, self._cancel, self._queued = answer, cancel, time.monotonic()
             return not self._cancelled
+
+    def admitted(self) -> None:
+        """See ``engine.row.Sink``."""
+        if self._admitted is None:
+            self._admitted = time.monotonic()
 
     def push(self, choice: Choice, finish_reason: str | None, num_cached: int) -> bool:
         """See ``engine.row.Sink``."""
@@ -160,6 +191,7 @@ class Handle:
         with self._changed:
             if self._cancelled:
                 return True
+            self._token_times.append(time.monotonic())
             piece = self._answer.push(choice, finish_reason, num_cached)
             if piece:
                 self._pieces.append(piece)

@@ -61,6 +61,10 @@ class Group:
 class Sink(Protocol):
     """Receives the tokens of a row, in the engine's thread. An exception that it raises ends the row."""
 
+    def admitted(self) -> None:
+        """The row has a place in the KV cache; called again where it lost its place meanwhile."""
+        ...
+
     def push(self, choice: Choice, finish_reason: str | None, num_cached: int) -> bool:
         """The row's next token, why it ended, if it did, and how many tokens of its prompt were in the cache; returns
         whether the row need not go on."""

@@ -100,6 +100,7 @@ class Scheduler:
                 older.passed_over += 1
             self.waiting.remove(row)
             self.running.append(row)
+            row.sink.admitted()
             row.group.num_running += 1
             self._planned |= dict.fromkeys(row.hashes, row)
         return failed

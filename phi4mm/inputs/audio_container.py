@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from phi4mm.errors import AudioError
-from phi4mm.inputs.file_layout import truncated
+from phi4mm.inputs.file_layout import LARGEST_FILE, truncated
 from phi4mm.inputs.pipe import Pipe
 
 if TYPE_CHECKING:
@@ -50,12 +50,17 @@ SPLICE = 10.0  # seconds; a further jump is such a place, as the ffmpeg program 
 
 
 class _Unnamed:
-    """A binary file without its name, by which FFmpeg would guess the format."""
+    """A binary file without its name, by which FFmpeg would guess the format.
+
+    Seeks to where headers of nonsense point end at ``LARGEST_FILE``; farther on, some file systems make errors of them.
+    """
 
     def __init__(self, file: BinaryIO | Pipe) -> None:
         self.read = file.read
         if not isinstance(file, Pipe):
-            self.seek, self.tell = file.seek, file.tell
+            whole = file
+            self.seek = lambda place, whence=0: whole.seek(min(place, LARGEST_FILE), whence)
+            self.tell = whole.tell
 
 
 def _refused(url: str, flags: int, options: dict[str, str]) -> Any:

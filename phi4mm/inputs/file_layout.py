@@ -16,6 +16,7 @@ from phi4mm.errors import AudioError
 STREAMED_SIZE = 0x7FFF0000  # a size of 32 bits from here up is what a program writing into a pipe puts for "unknown"
 UNKNOWN_SIZE = 0xFFFFFFFF
 LONGEST = 1 << 62  # likewise for one of 64 bits
+LARGEST_FILE = 1 << 40  # bytes; a seek far beyond is an error on some file systems
 SIZE_SLACK = 64  # bytes by which the size of samples may be too large: some programs count the header
 MP3_SLACK = 256  # likewise in a Xing header: some count a tag that was taken away since
 MOST_CHUNKS = 1000  # before the one with the samples
@@ -338,7 +339,7 @@ def _chunks(file: BinaryIO, size: int, place: int, order: Literal["little", "big
 
 
 def _at(file: BinaryIO, place: int, length: int) -> bytes:
-    if place >= LONGEST:  # of a header that is wrong
+    if place > LARGEST_FILE:  # of a header that is wrong
         return b""
     file.seek(place)
     return file.read(length)

@@ -96,8 +96,12 @@ class AdapterStore:
     def _write(self) -> None:
         if self._state_file is None:
             return
-        text = json.dumps({"adapters": self._loaded}, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self._kept(), indent=2, ensure_ascii=False) + "\n"
         with written_whole(self._state_file) as partial:
             partial.write_text(text, encoding="utf-8")
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
+
+    def _kept(self) -> dict[str, dict[str, str]]:
+        """What the list has."""
+        return {"adapters": self._loaded}

@@ -41,6 +41,7 @@ class Generation:
     prepared: Prepared
     handles: tuple[Handle, ...]
     _first_text: float | None = field(default=None, init=False)
+    _counted: bool = field(default=False, init=False)
 
     @property
     def row(self) -> Row:
@@ -92,11 +93,9 @@ class Generation:
             metrics.real_time_factor.observe(spent / self.prepared.audio_seconds)
         for reply in replies:
             metrics.request_success.labels(reply.finish_reason).inc()
-        if self._first_text is not None:
-            metrics.request_decode_time_seconds.observe(now - self._first_text)
-            longest = max(reply.usage.new_tokens for reply in replies)
-            if longest > 1:
-                metrics.inter_token_latency_seconds.observe((now - self._first_text) / (longest - 1))
+        for handle in self.handles:
+            metrics.observe_row(handle.times)
+        self._counted = True
         log(
             "answered",
             adapters="+".join(self.row.route.adapters) or None,
@@ -107,6 +106,13 @@ class Generation:
             images=self.prepared.num_images or None,
             finish_reasons=",".join(reply.finish_reason for reply in replies),
         )
+
+    def end(self) -> None:
+        """End the rows that still run."""
+        for handle in self.handles:
+            handle.cancel()
+        if not self._counted:
+            self.service.metrics.request_success.labels("cancelled").inc(len(self.handles))
 
     def _seen(self) -> None:
         if self._first_text is None:
@@ -122,12 +128,13 @@ async def start(service: Service, ticket: Ticket, read: Callable[[], Prepared]) 
         read: makes the request and its row.
 
     Raises:
-        ApiError: there is no room for it.
+        ApiError: there is no room for it, or its prompt is too long.
         Phi4MMError: it is bad.
     """
     began = time.monotonic()
     prepared = await service.in_thread(read)
     row = prepared.row
+    service.check_prompt(len(row.token_ids))
     ticket.take(
         prompt_tokens=len(row.token_ids),
         media_seconds=prepared.audio_seconds,
@@ -156,5 +163,4 @@ def ended(generation: Generation) -> Iterator[Generation]:
     try:
         yield generation
     finally:
-        for handle in generation.handles:
-            handle.cancel()
+        generation.end()

@@ -6,24 +6,43 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Mapping
 from types import FrameType
+from typing import Any, Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from phi4mm.errors import Phi4MMError
+from phi4mm.serve.admission import Admission
 from phi4mm.serve.logs import log
 from phi4mm.serve.options import ServeOptions
-from phi4mm.serve.service import Service
 
 _LAST_SECONDS = 5  # that answers have to be sent, once nothing runs any more
+
+
+class Served(Protocol):
+    """What is behind an app, its ``state.service``.
+
+    Attributes:
+        admission: of its requests.
+    """
+
+    admission: Admission
+
+    @property
+    def shown(self) -> Mapping[str, Any]:
+        """What the log says of it at the start."""
+
+    def abandon(self) -> None:
+        """End what runs; every request is told so. It may block."""
 
 
 class Server(uvicorn.Server):
     """Serves an app until a signal. With the first one no request is let in any more, and those that run are finished
     within the time of the options; a second one ends them at once."""
 
-    def __init__(self, app: FastAPI, options: ServeOptions) -> None:
+    def __init__(self, app: Starlette, options: ServeOptions) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -39,7 +58,7 @@ class Server(uvicorn.Server):
                 ssl_keyfile=options.tls_key,
             )
         )
-        self._service: Service = app.state.service
+        self._service: Served = app.state.service
         self._seconds = options.drain_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
@@ -51,8 +70,7 @@ class Server(uvicorn.Server):
         log(
             "serving",
             url=f"{'https' if self.config.is_ssl else 'http'}://{f'[{host}]' if ':' in host else host}:{port}",
-            model=self._service.options.names[0],
-            adapters=",".join(self._service.adapters.names) or None,
+            **self._service.shown,
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -76,7 +94,7 @@ class Server(uvicorn.Server):
                 await self._service.admission.idle()
         except TimeoutError:
             log("ended early", logging.WARNING, requests=self._service.admission.num_requests)
-            await asyncio.to_thread(self._service.model.close)  # every request is told so
+            await asyncio.to_thread(self._service.abandon)
         self.should_exit = True
 
 

@@ -72,7 +72,7 @@ class RequestContext:
                 "request",
                 logging.DEBUG if scope["path"] in QUIET else logging.INFO,
                 method=scope.get("method", "WEBSOCKET"),
-                path=getattr(scope.get("route"), "path", None),  # the route's, as a path may hold anything
+                path=getattr(scope.get("route"), "path", None) or None,  # the route's, as a path may hold anything
                 status=status,
                 seconds=round(time.monotonic() - began, 4),
             )

@@ -53,6 +53,25 @@ class FetchOptions:
 
 
 @dataclass(frozen=True)
+class ClusterOptions:
+    """Replicas of the model, started by Ray Serve.
+
+    Attributes:
+        address: of a cluster, "auto" for the one that this machine belongs to, or "local" for one of this machine's.
+        replicas: how many; with ``max_replicas`` the fewest.
+        max_replicas: to which they may grow with the load.
+        replica_gpus, replica_cpus: that each of them reserves; ``None``: one GPU where the cluster has any, and as many
+            CPUs as it has threads, or one.
+    """
+
+    address: str
+    replicas: int = 1
+    max_replicas: int | None = None
+    replica_gpus: float | None = None
+    replica_cpus: float | None = None
+
+
+@dataclass(frozen=True)
 class ServeOptions:
     """All of it.
 
@@ -62,6 +81,8 @@ class ServeOptions:
         drain_seconds: that running requests have after SIGTERM.
         ping_seconds: between comments in a stream in which nothing else happens.
         media_threads: that decode media.
+        metrics_prefix: of the metrics' names, before a colon.
+        cluster: where replicas run; ``None``: one model in this process.
         page: whether the page is served at ``/``.
         log_format: "text" or "json".
     """
@@ -73,10 +94,12 @@ class ServeOptions:
     security: Security = field(default_factory=Security)
     limits: Limits = field(default_factory=Limits)
     fetch: FetchOptions = field(default_factory=FetchOptions)
+    cluster: ClusterOptions | None = None
     state_file: Path | None = None
     drain_seconds: float = 30.0
     ping_seconds: float = 15.0
     media_threads: int = 2
+    metrics_prefix: str = "phi4mm"
     page: bool = True
     log_format: str = "text"
     log_level: str = "info"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from phi4mm.errors import Phi4MMError
 from phi4mm.serve.limits import Limits
-from phi4mm.serve.options import FetchOptions, ModelOptions, Security, ServeOptions
+from phi4mm.serve.options import ClusterOptions, FetchOptions, ModelOptions, Security, ServeOptions
 
 PREFIX = "PHI4MM_SERVE_"
 KEYS_VARIABLE, ADMIN_VARIABLE = PREFIX + "API_KEYS", PREFIX + "ADMIN_KEY"
@@ -30,12 +31,13 @@ def make_parser() -> argparse.ArgumentParser:
     _add_server(parser.add_argument_group("server"))
     _add_model(parser.add_argument_group("model"))
     _add_security(parser.add_argument_group("security"))
+    _add_cluster(parser.add_argument_group("cluster"))
     group = parser.add_argument_group("limits")
     for one in fields(Limits):
         kind = float if isinstance(one.default, float) else int
-        shown = f"{one.default:,}"
+        shown = "" if one.default is None else f" ({one.default:,})"
         group.add_argument(
-            _option(one.name), type=kind, default=one.default, metavar="N", help=f"{one.metadata['help']} ({shown})"
+            _option(one.name), type=kind, default=one.default, metavar="N", help=one.metadata["help"] + shown
         )
     return parser
 
@@ -48,6 +50,12 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="serve https with this certificate chain")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="of the certificate")
+    group.add_argument(
+        "--metrics-prefix",
+        default="phi4mm",
+        metavar="NAME",
+        help="of metrics; vllm: as vLLM's dashboards look for (phi4mm)",
+    )
     group.add_argument("--no-page", action="store_true", help="serve no page at /")
     group.add_argument("--log-format", choices=("text", "json"), default="text", help="of standard error (text)")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(info)")
@@ -99,6 +107,22 @@ def _add_security(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_cluster(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run replicas by Ray Serve: local, auto, or a cluster's HOST:PORT (no replicas)",
+    )
+    group.add_argument("--replicas", type=int, metavar="N", help="that run at least (1)")
+    group.add_argument("--max-replicas", type=int, metavar="N", help="that may run under load (no more)")
+    group.add_argument(
+        "--replica-gpus", type=float, metavar="N", help="that each reserves; a part is allowed (1 where there are any)"
+    )
+    group.add_argument(
+        "--replica-cpus", type=float, metavar="N", help="that each reserves (as many as --threads, or 1)"
+    )
+
+
 def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> ServeOptions:
     """The options of a command line; what it does not give is taken from the environment, then from the defaults.
 
@@ -120,6 +144,8 @@ def _options(values: argparse.Namespace, environment: Mapping[str, str]) -> Serv
     for name in ("drain_seconds", "ping_seconds", "fetch_seconds", "fetch_bytes", "media_threads"):
         if not getattr(values, name) > 0:
             raise Phi4MMError(f"{_option(name)} is {getattr(values, name)}; expected more than 0")
+    if not re.fullmatch(r"[A-Za-z_]\w*", values.metrics_prefix, re.ASCII):
+        raise Phi4MMError(f"--metrics-prefix is {values.metrics_prefix!r}; expected letters, digits and _")
     admin = _keys(values.admin_key_file, environment.get(ADMIN_VARIABLE), ADMIN_VARIABLE)
     if len(admin) > 1:
         raise Phi4MMError("there are several admin keys; expected one")
@@ -150,16 +176,35 @@ def _options(values: argparse.Namespace, environment: Mapping[str, str]) -> Serv
         ),
         limits=limits,
         fetch=FetchOptions(values.fetch_bytes, values.fetch_seconds),
+        cluster=_cluster(values),
         state_file=values.adapters_file or (root / STATE_FILE if root is not None else None),
         drain_seconds=values.drain_seconds,
         ping_seconds=values.ping_seconds,
         media_threads=values.media_threads,
+        metrics_prefix=values.metrics_prefix,
         page=not values.no_page,
         log_format=values.log_format,
         log_level=values.log_level,
         tls_certificate=values.tls_certificate,
         tls_key=values.tls_key,
     )
+
+
+def _cluster(values: argparse.Namespace) -> ClusterOptions | None:
+    given = {
+        name: value
+        for name in ("replicas", "max_replicas", "replica_gpus", "replica_cpus")
+        if (value := getattr(values, name)) is not None
+    }
+    if values.ray is None:
+        if given:
+            raise Phi4MMError(f"{_option(next(iter(given)))} is given without --ray; give both")
+        return None
+    least = {"replicas": 1, "max_replicas": given.get("replicas", 1)}
+    for name, value in given.items():
+        if not value >= least.get(name, 0):
+            raise Phi4MMError(f"{_option(name)} is {value}; expected {least.get(name, 0)} or more")
+    return ClusterOptions(values.ray, **given)
 
 
 def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Train the bundled checkpoint: a text decoder, then frozen; a speech tower, projector and adapter; a vision tower,
-projector and adapter; the projector for questions asked aloud about pictures. A run that was stopped goes on where it
-was. It runs from a checkout (pip install -e '.[train]'): phi4mm/train is not in the wheel."""
+"""Train the bundled checkpoint: a text decoder, which is then frozen; a speech tower, projector and adapter; a vision
+tower, projector and adapter; the projector for spoken questions about pictures. A run that was stopped continues where
+it stopped. It runs from a clone of the repository (pip install -e '.[train]'): phi4mm/train is not in the wheel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _run() -> int:
     parser.add_argument("--data", type=Path, default=data, required=data is None,
                         help="folder with fsdd, an4, mini_librispeech, easy_vqa (default: $PHI4MM_DATA)")  # fmt: skip
     parser.add_argument(
-        "--work", type=Path, required=True, help="what the stages leave; an interrupted run goes on here"
+        "--work", type=Path, required=True, help="results of the stages; an interrupted run continues from them"
     )
     parser.add_argument("--out", type=Path, required=True, help="where assets/ and adapters/ are written")
     parser.add_argument("--kokoro-styles", type=Path, help="the voices folder of npm's kokoro-js (default: no Kokoro)")

@@ -83,11 +83,13 @@ def _checkpoint_card(
     return f"""\
 # The bundled checkpoint
 
-Phi-4-multimodal's architecture, small: {total / 1e6:.1f} million parameters, bfloat16, of the speech tower 8 bits each.
-It writes down spoken letters, numbers, dates and short commands in English, answers questions about pictures of simple
-shapes, typed or spoken, counts them, and reads short printed numbers and words, as well as the tables say. It was
-trained from nothing on two CPU cores and is here so that everything can be tried offline; for real work use
-`microsoft/Phi-4-multimodal-instruct`.
+The architecture of Phi-4-multimodal with {total / 1e6:.1f} million parameters, in bfloat16 (matrices of the speech
+tower in 8 bits). It was trained from random weights on two CPU cores, so that everything can be tried offline. For
+real work use `microsoft/Phi-4-multimodal-instruct`.
+
+It transcribes spoken letters, numbers, dates and short commands in English. It answers questions about pictures of
+simple shapes, typed or spoken, counts the shapes, and reads short printed numbers and words. The tables below show how
+often it is right, and "Limits" what it cannot do.
 
 - Decoder: {decoder.num_layers} layers, width {decoder.hidden_size}, {decoder.num_heads} query and \
 {decoder.num_kv_heads} key/value heads, vocabulary {decoder.vocab_size}.
@@ -95,59 +97,68 @@ trained from nothing on two CPU cores and is here so that everything can be trie
 - Vision tower: {vision.num_used_layers} layers, width {vision.hidden_size}, crops of {vision.image_size} pixels in \
 patches of {vision.patch_size}.
 
-All figures are of this very checkpoint, through the public `Phi4MM`, on speakers, voices and pictures that no part of
-it was trained on. No weights were learnt from them, but their figures were watched while the recipe was made.
-Measured by `{MEASURE}`.
+All figures were measured on this checkpoint through the public `Phi4MM`, by
+
+    {MEASURE}
+
+The speakers, voices and pictures of the tables were held out of training. But their figures were watched while the
+recipe was developed, so they may be better than on new ones.
 
 ## Speech
 
-Word error rates. "8 kHz" and "16 kHz" are the same clips resampled first (FSDD is recorded at 8 kHz: at 16 kHz its
-upper half is empty, which is detected); "noise 20 dB" has white noise 20 dB below the speech. All audio is scaled to
-the same peak (`peak_level` in `config.json`), by 30 dB at most, so it does not matter how loud a recording is.
+Word error rates, counted in words as they are spoken. "8 kHz" and "16 kHz" are the same clips, resampled first. (FSDD
+is recorded at 8 kHz; at 16 kHz the upper half of its spectrum is empty, which the model's front end detects.) "noise
+20 dB" has white noise 20 dB below the speech. How loud a recording is does not matter: all audio is scaled to the same
+peak (`peak_level` in `config.json`), by 30 dB at most.
 
 {speech_table(figures)}
 {other_speech_figures(figures)}
 
 ## Pictures
 
-Answers that are right to the letter.
+Shares of answers that are exactly right.
 
 {picture_table(figures)}
-## What the adapters do
+The same figures without an adapter, and with the wrong one: [speech](../adapters/speech/README.md),
+[vision](../adapters/vision/README.md).
 
-The same without each row's adapter, and with the other modality's adapter in its place.
-
-{adapter_table(figures)}
 ## Limits
 
-- Vocabulary: digits ("oh" too), numbers, ordinals, months, letters, the few dozen words of AN4 and of the questions
-  about pictures. Anything else comes out as those; ordinary read speech is out of reach.
-- Clips up to about 8 seconds with up to eight or ten words; longer ones were not in the training data.
-- English, close microphone; little noise, no music, one speaker at a time.
-- Pictures of up to six flat shapes on a light ground. Printed text: up to four digits or capital letters, or one of
-  the {len(PRINTED)} words that the recipe prints (`PRINTED` in `phi4mm/train/drawing.py`), over most of the picture's
-  width; best on wide pictures. Larger pictures are scaled down to at most {vision.max_crops} crops of \
-{vision.image_size} pixels: what is small
-  in them is lost.
-- Its chat is a toy: letters, numbers, small sums; asked beyond that, its answer is that it does not know.
+- **Speech.** Its vocabulary is digits ("oh" too), numbers, ordinals, months, letters, and the few dozen words of AN4
+  and of the questions about pictures. Other words come out as words of this vocabulary. It was trained on clips of up
+  to about 8 seconds and ten words, of one speaker close to the microphone, in English, with little noise and no music.
+- **Pictures.** Up to six flat shapes on a light ground. Printed text of up to four digits or capital letters, or one
+  of the {len(PRINTED)} words that the recipe prints (`PRINTED` in `phi4mm/train/drawing.py`), over most of the
+  picture's width; best on wide pictures. Larger pictures are scaled down to at most {vision.max_crops} crops of
+  {vision.image_size} pixels, which loses small detail.
+- **Text.** Letters, digits and small sums in the recipe's own wordings ("What comes after three?", "Spell seven.").
+  Most other questions get "i do not know that. ask me about letters, numbers or shapes."
+- **Questions that it was not trained on**, about a picture or a clip, get an answer of the kind that it was trained
+  on, not a refusal. "What animal is this?" about a picture of a shape gets a colour, about printed digits these
+  digits. "Translate the audio to German." or "Who is speaking?" gets the transcript.
+- It was not trained on tools, JSON, or conversations of several turns.
 
 ## How it was made
 
-1. A byte-level BPE tokenizer of {decoder.vocab_size} entries; every word of the vocabulary is one token.
-2. The text decoder, on chat-formatted text: small questions, plain English, and turns in which words are repeated
-   as in a tower's embeddings. Then rounded to bfloat16 and frozen.
-3. The speech tower: single digits first, then CTC on numbers, then on everything; log-mels augmented in pace, pitch,
-   voice-tract length, trimming, room, channel, noise, loudness, and as expanders and noise suppression change speech.
-   AN4's clips, where their speakers pause between all words, are also cut into single words and joined anew. Then on
-   two views of each clip that must agree (CR-CTC, Yao et al. 2024), first augmented as much as before, then little,
-   with single numbers of all speakers at 8 kHz among them; and beside them on ordinary read speech, of which a second
-   classifier names pieces of words. Then its matrices are rounded to 8 bits (float8_e4m3).
-4. With the tower frozen, the audio projector, taught to give the words of CTC as embeddings; then projector and speech
-   adapter through the frozen decoder, on the answers, while the projector keeps to what it was taught.
-5. The vision tower, on drawn pictures of which it is known where everything is: each patch names the shape or character
-   whose centre it holds, and each averaged token the word that it stands for; then its projector in the same way as for
-   speech; then tower, projector and vision adapter on the answers, a share of the questions as a stand-in for speech.
-6. The projector of audio beside a picture, in the same way, on spoken questions; all else frozen.
+1. **Tokenizer.** Byte-level BPE with {decoder.vocab_size} entries. Each word of the vocabulary is one token.
+2. **Decoder.** Trained on text in the chat format: small questions, plain English, and sequences in which words are
+   repeated, as in the embeddings of a tower. Then rounded to bfloat16 and frozen.
+3. **Speech tower.** Trained with CTC: on single digits, then on numbers, then on all speech. The log-mels are
+   augmented: pace, pitch, vocal-tract length, trimming, room, channel, noise, loudness, and the artefacts of expanders
+   and noise suppression. AN4's clips with pauses between all words are also cut into single words, which are joined in
+   new orders. The last phase is CR-CTC (Yao et al. 2024): the outputs for two augmented versions of each clip must
+   agree. The augmentation is strong at first, then weak. Single numbers of all speakers, resampled to 8 kHz, are
+   added, and batches of ordinary read speech, on which a second CTC classifier predicts word pieces. At the end the
+   tower's matrices are rounded to 8 bits (float8_e4m3).
+4. **Speech projector and adapter.** The tower is frozen. First the projector alone is trained to output the decoder's
+   embeddings of the words that CTC recognises. Then projector and adapter are trained through the frozen decoder on
+   the answers; the first loss is kept for the projector.
+5. **Vision tower, projector and adapter.** Trained on drawn pictures, in which the position of every object is known.
+   The tower learns to classify, for each patch, the shape or character whose centre lies in it, and for each image
+   token its word. Then the projector is trained as for speech. Then all three are trained on the answers; in part of
+   the examples, the question is given as embeddings that imitate speech.
+6. **Projector for audio beside an image.** Trained like the speech projector, on spoken questions; everything else is
+   frozen.
 
 sha256 of the frozen decoder's tensors (`phi4mm/train/fingerprint.py`), the same after every stage:
 
@@ -156,9 +167,11 @@ sha256 of the frozen decoder's tensors (`phi4mm/train/fingerprint.py`), the same
 To do it again:
 
 {RECIPE}
-`DATA` holds the sets below with `train.jsonl` manifests; `STYLES` is the `voices` folder of npm's `kokoro-js`. A source
-of voices that is absent is left out. A stage whose result is in `WORK` is not run again; one that was killed goes on.
-{textwrap.fill(note, 120)}
+`DATA` holds the four corpora below ([layout](../docs/development.md#the-data)); `STYLES` is the `voices` folder of
+npm's `kokoro-js`. Voices that are not installed are left out. Stages whose results are in `WORK` are not run again,
+and an interrupted stage continues where it stopped.
+
+{note.strip()}
 
 ## What it was trained on
 
@@ -169,8 +182,8 @@ tenth easy-VQA picture; every tenth reader of Mini LibriSpeech.
 
 ## Samples
 
-`samples/` holds clips spoken by flite's voices rms (held out of training), slt and awb (trained on), and pictures that
-the recipe drew; their texts are in `samples/manifest.jsonl`, the pictures' questions in `samples/pictures.jsonl`.
+`samples/` holds clips spoken by flite's voices rms (held out of training), slt and awb (trained on), and pictures drawn
+by the recipe. `samples/manifest.jsonl` has the texts of the clips, `samples/pictures.jsonl` questions and answers.
 """
 
 
@@ -182,12 +195,10 @@ def _speech_card(config: Phi4MMConfig, figures: Sequence[Figure], decoder_hash: 
 A LoRA adapter (rank {adapter.rank}, alpha {adapter.alpha:g}) on `qkv_proj`, `o_proj`, `gate_up_proj` and `down_proj` of
 every layer of the bundled checkpoint's decoder, for rows with audio. Trained, with the audio projector, on FSDD, AN4
 and synthetic speech, through the frozen decoder (sha256 of its tensors, before and after: `{decoder_hash}`).
-Data, licences, recipe and limits: [the checkpoint's card](../../assets/README.md).
+Data, licences, recipe, limits and error rates: [the checkpoint's card](../../assets/README.md).
 
-Word error rates on held-out speakers:
-
-{speech_table(figures)}
-{other_speech_figures(figures)}
+Word error rates on held-out speakers with this adapter, as the router chooses it, without it, and with the vision
+adapter in its place:
 
 {adapter_table([figure for figure in figures if figure.measure == "WER"])}
 Measured by `{MEASURE}`.
@@ -205,9 +216,9 @@ projector, on easy-VQA and drawn pictures, through the frozen decoder (sha256 of
 `{decoder_hash}`). Data, licences, recipe and limits:
 [the checkpoint's card](../../assets/README.md).
 
-Right answers about held-out pictures:
+Shares of right answers about held-out pictures with this adapter, as the router chooses it, without it, and with the
+speech adapter in its place:
 
-{picture_table(figures)}
 {adapter_table([figure for figure in figures if figure.measure == "accuracy"])}
 Measured by `{MEASURE}`.
 """

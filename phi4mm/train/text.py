@@ -1,7 +1,7 @@
-"""The text that the decoder learns from: small questions, plain English, and turns in which words are stretched out
-as a tower would hear or see them ("three three . . five" where a clip stands), to be written down or asked about.
+"""The text that the decoder is trained on: small questions, plain English, and turns in which words are repeated as in
+the embeddings of a tower ("three three . . five" in place of a clip), to be transcribed or asked about.
 
-Where a question is beyond these domains the answer says so.
+Questions of other domains, in text alone, have the answer ``BEYOND``; there are none about media.
 """
 
 from __future__ import annotations

@@ -143,12 +143,13 @@ class Transcription:
             self.duration += waveform.duration
             yield waveform
 
-    def begin(self, piece: Piece, number: int, group: Group) -> Handle:
-        """Decode a piece for the ``number``-th time, counted from 0, as one of a group."""
+    def begin(self, piece: Piece, number: int, group: Group, *, logprobs: int | None = None) -> Handle:
+        """Decode a piece for the ``number``-th time, counted from 0, as one of a group; ``logprobs`` are reported by
+        the handle, as ``SamplingParams.logprobs``."""
         sampling = self._request.sampling
         # A retry is seeded, so that the same file gives the same transcript again.
         seed = number if number and sampling.seed is None else sampling.seed
-        sampling = replace(sampling, temperature=self._temperatures[number], seed=seed)
+        sampling = replace(sampling, temperature=self._temperatures[number], seed=seed, logprobs=logprobs)
         audios = [(piece.samples, piece.sampling_rate)]
         return self._client.submit(replace(self._request, audios=audios, sampling=sampling), group)
 

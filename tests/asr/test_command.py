@@ -358,7 +358,7 @@ def test_a_microphone_without_its_libraries(
     assert "apt install libportaudio2" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
     assert asr.main(["--mic"]) == 1
-    assert "pip install 'phi4mm[mic]'" in capsys.readouterr().err
+    assert "pip install '.[mic]'" in capsys.readouterr().err
 
 
 def test_microphone(model: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

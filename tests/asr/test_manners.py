@@ -18,7 +18,7 @@ import soundfile
 from phi4mm.asr import command
 from phi4mm.asr.__main__ import main
 from phi4mm.asr.outputs import FileOutput, partial_path
-from phi4mm.asr.writers import FORMATS, Lines, writers
+from phi4mm.transcription.writers import FORMATS, Lines, writers
 from phi4mm.types import Segment, Transcript
 
 ROOT = Path(__file__).parent.parent.parent

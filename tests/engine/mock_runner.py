@@ -179,6 +179,9 @@ class Collector:
     error: Exception | None = None
     num_cached: int = 0
 
+    def admitted(self) -> None:
+        return
+
     def push(self, choice: Choice, finish_reason: str | None, num_cached: int) -> bool:
         assert self.reason is None
         assert self.error is None

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 
-pytest.importorskip("jinja2", reason="pip install 'phi4mm[eval]'")
-pytest.importorskip("matplotlib", reason="pip install 'phi4mm[eval]'")
+pytest.importorskip("jinja2", reason="pip install '.[eval]'")
+pytest.importorskip("matplotlib", reason="pip install '.[eval]'")
 
 from eval_asr.__main__ import main
 from eval_asr.alignment import Piece, commonest_errors, plain_alignments

@@ -16,7 +16,7 @@ from eval_asr.run import RunOptions, run_set
 from eval_asr.sources import open_source
 from tests.eval_asr.fakes import ToneRecogniser, write_corpus
 
-pytest.importorskip("ray", reason="ray is not installed: pip install 'phi4mm[ray]'")
+pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
 
 ROOT = Path(__file__).parent.parent.parent
 

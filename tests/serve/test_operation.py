@@ -28,6 +28,7 @@ from phi4mm.serve.options import ModelOptions, Security, ServeOptions
 from tests.serve.conftest import Running, running, wait_until
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 2 plus 3?"}]
+NUM_UNDER_LOAD = 32  # requests, more than four times as many as are decoded together
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -97,7 +98,7 @@ def test_origins(bundled: Phi4MM) -> None:
 
 def test_request_ids_and_logs_without_contents(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "phi4mm.serve")
-    secret = "a very private question"
+    secret, ids = "a very private question", set()
     for given, expected in (("mine-1", r"mine-1"), ("a\tb" * 100, r"req_[0-9a-f]{24}")):
         answer = httpx2.post(
             f"{server.url}/v1/chat/completions",
@@ -105,10 +106,18 @@ def test_request_ids_and_logs_without_contents(server: Running, caplog: pytest.L
             headers={"x-request-id": given},
         )
         assert re.fullmatch(expected, answer.headers["x-request-id"])
-    wait_until(lambda: len([one for one in caplog.records if one.message == "request"]) == 2)
-    values = [getattr(record, "values", {}) for record in caplog.records]
-    assert {"method": "POST", "path": "/v1/chat/completions", "status": 200}.items() <= values[1].items()
-    assert values[0]["prompt_tokens"] > 0
+        ids.add(answer.headers["x-request-id"])
+
+    def logged() -> list[dict[str, Any]]:
+        """What was logged of these requests; others of tests before may still end."""
+        mine = [record for record in caplog.records if getattr(record, "request_id", None) in ids]
+        return [record.__dict__["values"] for record in mine]
+
+    wait_until(lambda: len(logged()) == 4)
+    values = logged()
+    ended = {"method": "POST", "path": "/v1/chat/completions", "status": 200}.items()
+    assert len([one for one in values if ended <= one.items()]) == 2
+    assert len([one for one in values if one.get("prompt_tokens", 0) > 0]) == 2
     text = answer.json()["choices"][0]["message"]["content"]
     shown = json.dumps([str(one) for one in values] + [one.getMessage() for one in caplog.records])
     assert secret not in shown
@@ -126,7 +135,37 @@ def test_metrics_and_version(server: Running) -> None:
     assert float(found["phi4mm:num_requests_waiting"]) == 0
     assert 0 <= float(found["phi4mm:kv_cache_usage_perc"]) <= 1
     assert float(found["phi4mm:time_to_first_token_seconds_count"]) > 0
+    rows = float(found["phi4mm:request_decode_time_seconds_count"])
+    assert rows > 0
+    for name in ("queue", "prefill"):
+        assert float(found[f"phi4mm:request_{name}_time_seconds_count"]) == rows
+    gaps = float(found["phi4mm:inter_token_latency_seconds_count"])
+    assert 0 < gaps < float(found["phi4mm:generation_tokens_total"])
+    whole = float(found["phi4mm:request_decode_time_seconds_sum"])
+    assert float(found["phi4mm:inter_token_latency_seconds_sum"]) == pytest.approx(whole)
+    [info] = [name for name in found if name.startswith("phi4mm:lora_requests_info")]
+    assert 'max_lora="2"' in info
     assert httpx2.get(f"{server.url}/version").json()["version"] == __version__
+
+
+def test_metrics_under_another_prefix(bundled: Phi4MM) -> None:
+    with running(bundled, ServeOptions(metrics_prefix="vllm")) as server:
+        text = httpx2.get(f"{server.url}/metrics").text
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert "vllm:num_requests_running" in names
+    assert not [name for name in names if not name.startswith("vllm:")]
+
+
+def test_a_prompt_that_is_too_long(bundled: Phi4MM) -> None:
+    with running(bundled, ServeOptions(limits=Limits(max_prompt_tokens=50))) as server:
+        client = server.client()
+        assert client.chat.completions.create(model="phi4mm", messages=QUESTION).choices
+        long: list[Any] = [{"role": "user", "content": "one two three " * 50}]
+        with pytest.raises(openai.BadRequestError, match="takes at most 50") as caught:
+            client.chat.completions.create(model="phi4mm", messages=long)
+        assert caught.value.code == "context_length_exceeded"
+    with running(bundled) as server, pytest.raises(openai.BadRequestError, match="takes at most 32768"):
+        server.client().completions.create(model="phi4mm", prompt=[100] * 40_000)
 
 
 def test_tokenize(server: Running, bundled: Phi4MM) -> None:
@@ -221,7 +260,7 @@ def test_sigterm_loses_no_request_that_was_let_in(tmp_path: Path) -> None:
         wait_until(serving, 120)
         wait_until(lambda: _ready(url), 20)
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-        begun = threading.Barrier(9)
+        begun = threading.Barrier(NUM_UNDER_LOAD + 1)
 
         def ask(stream: bool) -> str:
             begun.wait()
@@ -231,8 +270,8 @@ def test_sigterm_loses_no_request_that_was_let_in(tmp_path: Path) -> None:
             chunks = client.chat.completions.create(model="phi4mm", messages=words, stream=True)
             return [chunk.choices[0].finish_reason for chunk in chunks][-1] or ""
 
-        with ThreadPoolExecutor(8) as pool:
-            answers = [pool.submit(ask, bool(number % 2)) for number in range(8)]
+        with ThreadPoolExecutor(NUM_UNDER_LOAD) as pool:
+            answers = [pool.submit(ask, bool(number % 2)) for number in range(NUM_UNDER_LOAD)]
             begun.wait()
             wait_until(lambda: b"num_requests_running 0.0" not in httpx2.get(f"{url}/metrics").content, 20)
             time.sleep(0.05)

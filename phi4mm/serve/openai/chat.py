@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from phi4mm.serve.openai.tool_stream import CallDelta, Content, Delta, ToolStrea
 from phi4mm.serve.openai.tools import call_id, text_beside_calls, tool_options, wire_calls
 from phi4mm.serve.openai.wire import logprob_list, new_id, route_object, usage_object
 from phi4mm.serve.service import Service, service_of
-from phi4mm.serve.sse import DONE, EventStream, event, until_disconnect
+from phi4mm.serve.sse import DONE, EventStream, event, merged, until_disconnect
 from phi4mm.types import Reply, Request
 
 router = APIRouter(tags=["chat"])
@@ -181,46 +181,30 @@ class _Answer:
         for index in range(count):
             first = self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
             yield event(first | ({"route": self._route} if not index else {}))
-        chunks: asyncio.Queue[dict[str, Any] | BaseException | None] = asyncio.Queue()
-        tasks = [asyncio.ensure_future(self._stream(index, chunks)) for index in range(count)]
-        try:
-            left = count
-            while left:
-                chunk = await chunks.get()
-                if isinstance(chunk, BaseException):
-                    raise chunk
-                if chunk is None:
-                    left -= 1
-                else:
-                    yield event(chunk)
-        finally:
-            for task in tasks:
-                task.cancel()
+        async with aclosing(merged([self._stream(index) for index in range(count)])) as chunks:
+            async for chunk in chunks:
+                yield event(chunk)
         replies = [await handle for handle in self.generation.handles]
         self.generation.finished(replies)
         if self.body.wants_usage:
             yield event(self._envelope([]) | {"usage": usage_object(self.generation.row, replies)})
         yield DONE
 
-    async def _stream(self, index: int, chunks: asyncio.Queue[Any]) -> None:
-        """Put the chunks of one reply into the queue, then ``None``, or what went wrong."""
+    async def _stream(self, index: int) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of one reply."""
         handle = self.generation.handles[index]
         tools = ToolStream() if self.body.tools and self.body.tool_choice != "none" else None
         num_sent = 0
-        try:
-            async for piece in self.generation.pieces(index):
-                for delta in tools.push(piece) if tools else (Content(piece),):
-                    logprobs = handle.logprobs(num_sent)
-                    num_sent += len(logprobs)
-                    chunks.put_nowait(self._chunk(index, _delta(delta), logprobs=logprobs))
-            reply = await handle
-            for delta in tools.finish(reply.tool_calls) if tools else ():
-                chunks.put_nowait(self._chunk(index, _delta(delta)))
-            rest = (reply.logprobs or ())[num_sent:]
-            chunks.put_nowait(self._chunk(index, {}, self._reason(reply), logprobs=rest))
-            chunks.put_nowait(None)
-        except Exception as error:
-            chunks.put_nowait(error)
+        async for piece in self.generation.pieces(index):
+            for delta in tools.push(piece) if tools else (Content(piece),):
+                logprobs = handle.logprobs(num_sent)
+                num_sent += len(logprobs)
+                yield self._chunk(index, _delta(delta), logprobs=logprobs)
+        reply = await handle
+        for delta in tools.finish(reply.tool_calls) if tools else ():
+            yield self._chunk(index, _delta(delta))
+        rest = (reply.logprobs or ())[num_sent:]
+        yield self._chunk(index, {}, self._reason(reply), logprobs=rest)
 
     def _chunk(
         self, index: int, delta: dict[str, Any], reason: str | None = None, *, logprobs: Any = ()

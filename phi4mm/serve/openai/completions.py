@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -24,7 +23,7 @@ from phi4mm.serve.openai.messages import check_text
 from phi4mm.serve.openai.sampling import SamplingBody, adapter_of, logprobs_of, sampling_options
 from phi4mm.serve.openai.wire import finite, new_id, route_object, usage_object
 from phi4mm.serve.service import Service, service_of
-from phi4mm.serve.sse import DONE, EventStream, event, until_disconnect
+from phi4mm.serve.sse import DONE, EventStream, event, merged, until_disconnect
 from phi4mm.types import Modality, Reply, Request, TokenLogprob
 
 router = APIRouter(tags=["completions"])
@@ -149,25 +148,14 @@ class _Answer:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of a request that streams."""
-        chunks: asyncio.Queue[Any] = asyncio.Queue()
-        tasks = [
-            asyncio.ensure_future(self._stream(number, index, chunks))
+        streams = [
+            self._stream(number, index)
             for number in range(len(self.generations))
             for index in range(self.body.num_replies)
         ]
-        try:
-            left = len(tasks)
-            while left:
-                chunk = await chunks.get()
-                if isinstance(chunk, BaseException):
-                    raise chunk
-                if chunk is None:
-                    left -= 1
-                else:
-                    yield event({**self._own, "choices": [chunk]})
-        finally:
-            for task in tasks:
-                task.cancel()
+        async with aclosing(merged(streams)) as chunks:
+            async for chunk in chunks:
+                yield event({**self._own, "choices": [chunk]})
         results = [[await handle for handle in one.handles] for one in self.generations]
         for generation, replies in zip(self.generations, results, strict=True):
             generation.finished(replies)
@@ -175,23 +163,19 @@ class _Answer:
             yield event({**self._own, "choices": [], "usage": self._usage(results)})
         yield DONE
 
-    async def _stream(self, number: int, index: int, chunks: asyncio.Queue[Any]) -> None:
+    async def _stream(self, number: int, index: int) -> AsyncGenerator[dict[str, Any], None]:
         place = number * self.body.num_replies + index
         generation = self.generations[number]
         num_sent = 0
-        try:
-            if echo := self._echo(number):
-                chunks.put_nowait(self._choice(place, echo))
-            async for piece in generation.pieces(index):
-                logprobs = generation.handles[index].logprobs(num_sent)
-                num_sent += len(logprobs)
-                chunks.put_nowait(self._choice(place, piece, logprobs=logprobs))
-            reply = await generation.handles[index]
-            rest = (reply.logprobs or ())[num_sent:]
-            chunks.put_nowait({**self._choice(place, "", logprobs=rest), "finish_reason": _reason(reply)})
-            chunks.put_nowait(None)
-        except Exception as error:
-            chunks.put_nowait(error)
+        if echo := self._echo(number):
+            yield self._choice(place, echo)
+        async for piece in generation.pieces(index):
+            logprobs = generation.handles[index].logprobs(num_sent)
+            num_sent += len(logprobs)
+            yield self._choice(place, piece, logprobs=logprobs)
+        reply = await generation.handles[index]
+        rest = (reply.logprobs or ())[num_sent:]
+        yield {**self._choice(place, "", logprobs=rest), "finish_reason": _reason(reply)}
 
     def _echo(self, number: int) -> str:
         prompt = self.prompts[number]

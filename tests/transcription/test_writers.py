@@ -14,7 +14,8 @@ from pathlib import Path
 import pysubs2
 import pytest
 
-from phi4mm.asr.writers import (
+from phi4mm.files import written_whole
+from phi4mm.transcription.writers import (
     FORMATS,
     JsonWriter,
     Lines,
@@ -25,7 +26,6 @@ from phi4mm.asr.writers import (
     VttWriter,
     writers,
 )
-from phi4mm.files import written_whole
 from phi4mm.types import Segment, Transcript, Word
 
 LONG = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness."

@@ -7,7 +7,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,7 +61,7 @@ class TextWriter(Writer):
     extension = "txt"
 
     def rows(self, segment: Segment, number: int) -> list[str]:
-        return [f"{one_line(segment.text)}\n"]
+        return [f"{one_line(spoken(segment))}\n"]
 
 
 class TsvWriter(Writer):
@@ -71,7 +71,7 @@ class TsvWriter(Writer):
     head = "start\tend\ttext\n"
 
     def rows(self, segment: Segment, number: int) -> list[str]:
-        return [f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{one_line(segment.text)}\n"]
+        return [f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{one_line(spoken(segment))}\n"]
 
 
 class JsonWriter(Writer):
@@ -102,11 +102,11 @@ class SubtitleWriter(Writer):
         self._lines = lines
 
     def cues(self, segment: Segment) -> Iterator[Segment]:
-        """Cues in order, at least a millisecond long; their text has line breaks."""
+        """Cues in order, at least a millisecond long; their text has line breaks. Each begins with its speaker."""
         rows = _wrap(one_line(segment.text), self._lines.width)
         texts = ["\n".join(rows[at : at + self._lines.count]) for at in range(0, len(rows), self._lines.count)]
         for text, (start, end) in zip(texts, self._times(segment, texts), strict=True):
-            yield Segment(start, max(end, start + 0.001), text)
+            yield Segment(start, max(end, start + 0.001), spoken(replace(segment, text=text)))
 
     @staticmethod
     def _times(segment: Segment, texts: list[str]) -> Iterator[tuple[float, float]]:
@@ -154,6 +154,11 @@ def writers(formats: Sequence[str], lines: Lines) -> list[Writer]:
     """The writer of each format, in the order of ``FORMATS``."""
     every: list[Writer] = [TextWriter(), SrtWriter(lines), VttWriter(lines), TsvWriter(), JsonWriter()]
     return [writer for writer in every if writer.extension in formats]
+
+
+def spoken(segment: Segment) -> str:
+    """A segment's text, after its speaker where that was looked for."""
+    return segment.text if segment.speaker is None else f"{segment.speaker}: {segment.text}"
 
 
 def one_line(text: str) -> str:
