@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NAMES = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}  # Windows has no SIGHUP
 
 
@@ -85,10 +87,15 @@ def exit_now(interrupted: Interrupted) -> None:
     os._exit(interrupted.code)
 
 
+def printable(text: str) -> str:
+    """Text with its control characters as escapes: they would break the line or drive the terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def report(program: str, error: Exception | str) -> None:
     """Report an error in one line on standard error; where nobody reads that, nowhere."""
     try:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"{program}: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

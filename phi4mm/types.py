@@ -237,8 +237,8 @@ class Request:
     def __post_init__(self) -> None:
         if not is_content(self.text):
             raise wrong("text", self.text, "a string, or by Request.make a list of messages")
-        for name in ("images", "audios", "history", "tools"):
-            check_sequence(name, getattr(self, name), f"{name}, even for a single one")
+        for name, items in (("images", "images"), ("audios", "audios"), ("history", "turns"), ("tools", "tools")):
+            check_sequence(name, getattr(self, name), f"{items}, even for a single one")
         if not isinstance(self.system, str | None):
             raise wrong("system", self.system, "a string or None")
         _check_tool_choice(self.tool_choice, has_tools=bool(self.tools))

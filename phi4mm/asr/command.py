@@ -75,8 +75,10 @@ def _job_options(
         parser.error("- is standard input, which can be read once")
     if sum((bool(chosen) or options.output_dir is not None, options.json, options.stream)) > 1:
         parser.error("--json, --stream and --format or --output-dir exclude one another")
+    if options.output_dir == "":
+        parser.error("--output-dir is empty; name a folder, . for this one")
     if len(chosen) > 1 and options.output_dir is None:
-        parser.error("several formats need --output-dir")
+        parser.error("several formats need --output-dir FOLDER")
     if several and set(chosen) - {"txt"} and options.output_dir is None:
         parser.error(f"--format {chosen[0]} of several transcripts needs --output-dir: one file each; or use --json")
     if options.skip_existing and options.output_dir is None:

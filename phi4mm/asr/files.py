@@ -20,7 +20,8 @@ from phi4mm.inputs.source import is_url
 STANDARD_INPUT = "-"
 # What is taken from a folder; a file that is named itself may be called anything.
 SUFFIXES = {
-    *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi", ".caf", ".flac", ".flv"),
+    *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi", ".caf", ".f4v", ".flac"),
+    *(".flv", ".latm", ".rm", ".tta", ".voc", ".vob", ".wtv"),
     *(".m2ts", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".mts", ".oga"),
     *(".ogg", ".ogv", ".opus", ".rf64", ".snd", ".sph", ".spx", ".ts", ".w64", ".wav", ".wave", ".weba", ".webm"),
     *(".wma", ".wmv", ".wv"),

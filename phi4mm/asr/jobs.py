@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from phi4mm.asr.parser import PROGRAM
 from phi4mm.asr.progress import Progress
 from phi4mm.cli import report
 from phi4mm.errors import AudioReadError, Phi4MMError
+from phi4mm.interrupts import printable
 from phi4mm.transcription.writers import Lines, writers
 from phi4mm.types import Segment, Transcript
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from phi4mm.diarization.diarizer import Diarizer
     from phi4mm.diarization.speakers import Diarization
     from phi4mm.transcription.transcriber import Transcription
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # in a file's name, these would break the line or drive the terminal
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ class JobOptions:
 
     def outputs(self, item: Input, label: str) -> list[Output]:
         """Where its transcript goes."""
-        name = " ".join(filter(None, (item.path, label)))
-        name = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+        name = printable(" ".join(filter(None, (item.path, label))))
         prefix = f"{name}: " if self.named else ""
         if self.folder is not None:
             return [

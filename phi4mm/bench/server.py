@@ -41,8 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program_name(PROGRAM),
         description="The bundled checkpoint, served to many clients of another process: against chat_batch with the "
-        "same rows and one request after another, in rounds that take turns; then beside transformers serve, one server "
-        "after the other. Medians.",
+        "same rows and one request after another, in rounds that take turns; then beside transformers serve, one "
+        "server after the other. Medians.",
     )
     parser.add_argument("--clients", type=positive, default=64, metavar="N", help="at once (64)")
     parser.add_argument("--new-tokens", type=positive, default=64, metavar="N", help="of each answer (64)")

@@ -405,3 +405,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         asr.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("phi4mm.asr ")
+
+
+def test_a_name_with_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asr.main([str(tmp_path / "a\x1b[31m\x07b.wav")]) == 1
+    told = capsys.readouterr().err
+    assert "\x1b" not in told
+    assert "a\\x1b[31m\\x07b.wav" in told
+
+
+def test_an_empty_output_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as usage:
+        asr.main(["x.wav", "--output-dir", ""])
+    assert usage.value.code == 2
+    assert "--output-dir is empty" in capsys.readouterr().err
