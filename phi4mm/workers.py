@@ -7,7 +7,7 @@ import pickle
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -136,6 +136,8 @@ class Workers:
         packed_options = _packed(options)
         waiting = deque(equal_parts([_size(one) for one in inputs], len(self._processes)))
         running: dict[Future[Answer], list[int]] = {}
+        # ``concurrent.futures.wait`` does not wake up for futures that ``close`` cancels; their callbacks are called.
+        ended: SimpleQueue[Future[Answer]] = SimpleQueue()
         try:
             while waiting or running:
                 while waiting and len(running) <= len(self._processes):
@@ -145,11 +147,13 @@ class Workers:
                             packed[index] = _packed(inputs[index])
                         except Phi4MMError as error:
                             errors[index] = error
-                    running[self._submit(method, list(packed.values()), packed_options)] = list(packed)
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    if future.cancelled():
-                        raise _closed()
-                    yield running.pop(future), future.result()
+                    future = self._submit(method, list(packed.values()), packed_options)
+                    running[future] = list(packed)
+                    future.add_done_callback(ended.put)
+                future = ended.get()
+                if future.cancelled():
+                    raise _closed()
+                yield running.pop(future), future.result()
         finally:
             for future in running:
                 future.cancel()
