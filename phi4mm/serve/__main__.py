@@ -66,7 +66,7 @@ def _run_cluster(options: ServeOptions) -> int:
     try:
         import ray.serve
     except ImportError as error:
-        report(PROGRAM, f"--ray needs {error.name}: pip install 'phi4mm[ray]'")
+        report(PROGRAM, f"--ray needs {error.name}: {install_hint('ray')}")
         return 1
     del ray
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +115,28 @@ def test_streams_that_are_narrow_closed_or_full(tmp_path: Path) -> None:
     with open(name, "wb") as file:
         file.write(Path(DIGIT).read_bytes())
     folder = str(tmp_path)
-    code, said, told = shell(f"ASR {folder} {DIGIT}", PYTHONIOENCODING="ascii")
-    assert (code, told) == (0, b"")
-    assert said == folder.encode() + rb"/gr\xf6\xdfer \udcff.flac: seven" + f"\n{DIGIT}: seven\n".encode()
-    code, said, told = shell(f"ASR --json {folder}", PYTHONIOENCODING="ascii")
-    assert json.loads(said)["audio_filepath"].endswith("größer \udcff.flac")
-    assert shell(f"ASR --output-dir {folder}/out {folder}")[0] == 0
+    commands = [
+        (f"ASR {folder} {DIGIT}", {"PYTHONIOENCODING": "ascii"}),
+        (f"ASR --json {folder}", {"PYTHONIOENCODING": "ascii"}),
+        (f"ASR --output-dir {folder}/out {folder}", {}),
+        (f"ASR {DIGIT} 2>&-", {}),
+        (f"ASR {DIGIT} >&-", {}),
+        (f"ASR {DIGIT} > /dev/full", {}),
+        (f"ASR {DIGIT} {DIGIT} | true", {}),
+    ]
+    with ThreadPoolExecutor(2) as threads:  # which wait for the commands
+        narrow, json_lines, files, deaf, closed, full, piped = threads.map(
+            lambda one: shell(one[0], **one[1]), commands
+        )
+    shown = folder.encode() + rb"/gr\xf6\xdfer \udcff.flac: seven" + f"\n{DIGIT}: seven\n".encode()
+    assert narrow == (0, shown, b"")
+    assert json.loads(json_lines[1])["audio_filepath"].endswith("größer \udcff.flac")
+    assert files[0] == 0
     assert os.listdir(os.fsencode(f"{folder}/out")) == [b"gr\xc3\xb6\xc3\x9fer \xff.txt"]
-    assert shell(f"ASR {DIGIT} 2>&-") == (0, b"seven\n", b"")
-    assert shell(f"ASR {DIGIT} >&-") == (1, b"", b"phi4mm.asr: standard output: Bad file descriptor\n")
-    assert shell(f"ASR {DIGIT} > /dev/full") == (1, b"", b"phi4mm.asr: standard output: No space left on device\n")
-    code, _, told = shell(f"ASR {DIGIT} {DIGIT} | true")
-    assert (code, told) == (0, b"")
+    assert deaf == (0, b"seven\n", b"")
+    assert closed == (1, b"", b"phi4mm.asr: standard output: Bad file descriptor\n")
+    assert full == (1, b"", b"phi4mm.asr: standard output: No space left on device\n")
+    assert (piped[0], piped[2]) == (0, b"")
 
 
 @pytest.mark.parametrize(

@@ -113,5 +113,5 @@ def test_bad_speakers(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
             )
         assert caught.value.param == param
     monkeypatch.setattr(diarizer, "find_spec", lambda name: None)
-    with pytest.raises(BadRequestError, match=r"phi4mm\[diarize\]"):
+    with pytest.raises(BadRequestError, match=r"'\.\[diarize\]'"):
         client.audio.transcriptions.create(model="phi4mm", file=file, response_format="diarized_json")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from phi4mm.bench.server import make_parser as bench_parser
 from phi4mm.serve.parser import make_parser
 from tests.serve.conftest import Running
 
@@ -40,7 +41,8 @@ def test_curl(server: Running) -> None:
 
 
 def test_options_and_metrics_are_there(server: Running) -> None:
-    known = f"{make_parser().format_help()} --no-cache-dir --create-home --help"
+    parsers = make_parser().format_help() + bench_parser().format_help()
+    known = f"{parsers} --no-cache-dir --create-home --help --requests --chat-template-kwargs"
     assert [one for one in re.findall(r"--[a-z][a-z-]+", TEXT) if one not in known] == []
     metrics = server.service.metrics.render().decode()
     section = TEXT.split("## Metrics")[1].split("##")[0]
