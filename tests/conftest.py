@@ -72,7 +72,7 @@ TINY = Phi4MMConfig(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=200, metavar="N", help="cases that each fuzzing test tries")
-    parser.addoption("--requests", type=int, default=500, metavar="N", help="that a server's memory is watched over")
+    parser.addoption("--requests", type=int, default=300, metavar="N", help="that a server's memory is watched over")
     parser.addoption("--schemas", type=int, default=30, help="random JSON schemas to try (default: 30)")
 
 
