@@ -206,11 +206,12 @@ def _track(text: str) -> int:
     return int(text) - 1
 
 
-def _clip(text: str) -> Clip:
+def _clip(text: str) -> str:
     try:
-        return Clip.parse(text)
+        Clip.parse(text)
     except PromptError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _known_formats(text: str) -> list[str]:

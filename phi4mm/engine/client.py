@@ -93,7 +93,7 @@ class Client:
                 self.check(request)
                 for medium in row.media:
                     if not self.engine.has_embeddings(medium.digest):
-                        medium.features  # noqa: B018  made here, where no step of the engine waits for it
+                        medium.prepare()  # here, where no step of the engine waits for it
                 self._enter(handle, request, row, group)
             except Exception as error:
                 _fail(handle, error if isinstance(error, Phi4MMError) else _unexpected(error))

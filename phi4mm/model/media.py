@@ -75,6 +75,11 @@ class MediaItem:
     start: int = 0
     digest: bytes = b""
 
+    def prepare(self) -> None:
+        """Make the features now, where they are not."""
+        if isinstance(self.source, Deferred):
+            self.source.get()
+
     @property
     def features(self) -> Features:
         """A clip's log-mel [frames, mels], or a picture's crops; on the CPU."""

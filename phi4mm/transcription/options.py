@@ -8,7 +8,7 @@ from typing import Any
 
 from phi4mm.inputs.clip import Clip
 from phi4mm.options import DecodingOptions
-from phi4mm.validate import check_bool, check_known, check_number, check_whole, make_plain, wrong
+from phi4mm.validate import check_bool, check_known, check_number, check_text, check_whole, make_plain, wrong
 
 LONGEST_SUMMARY = 1800.0  # seconds: Phi-4-multimodal was trained to summarise up to 30 minutes
 
@@ -42,7 +42,7 @@ class SpeechOptions:
     vad: bool = True
     channel: int | None = None
     track: int | None = None
-    clip: str | Clip | None = None
+    clip: str | None = None
     max_piece: float | None = None
     min_silence: float = 1.0
     vad_threshold: float = 0.5
@@ -58,10 +58,8 @@ class SpeechOptions:
         check_bool("vad", self.vad)
         check_whole("channel", self.channel, 0, or_none=True)
         check_whole("track", self.track, 0, or_none=True)
-        if not isinstance(self.clip, str | Clip | None):
-            raise wrong("clip", self.clip, "START-END, such as 1.5-3, or None")
-        if isinstance(self.clip, str):
-            object.__setattr__(self, "clip", Clip.parse(self.clip))
+        check_text("clip", self.clip, or_none=True)
+        _ = self.part  # refuses what is no clip
         check_number("max_piece", self.max_piece, 1.0, or_none=True)
         check_number("min_silence", self.min_silence, 0.0, open_below=True)
         check_number("vad_threshold", self.vad_threshold, 0.2, 1.0, open_above=True)
@@ -76,7 +74,7 @@ class SpeechOptions:
     @property
     def part(self) -> Clip:
         """``clip``, or the whole."""
-        return self.clip if isinstance(self.clip, Clip) else Clip()
+        return Clip() if self.clip is None else Clip.parse(self.clip)
 
     def temperatures(self, first: float) -> list[float]:
         """Those that are tried, one after another."""
@@ -108,7 +106,7 @@ class TranscribeOptions(DecodingOptions, total=False):
     vad: bool
     channel: int | None
     track: int | None
-    clip: str | Clip | None
+    clip: str | None
     max_piece: float | None
     min_silence: float
     vad_threshold: float

@@ -90,7 +90,7 @@ def prompt_of(visit: Visit, released: list[int] | None = None):  # type: ignore[
     st.none() | st.integers(1, 6),
     st.booleans(),
 )
-@settings(max_examples=max(300, settings().max_examples), deadline=None)  # or --hypothesis-profile=thorough
+@settings(max_examples=1000, deadline=None)
 def test_random_schedules(
     visits: list[Visit],
     faults: dict[int, str],

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -55,13 +55,32 @@ async def chat(request: HttpRequest) -> Response:
         body = await service.read_json(request, ChatBody, ticket)
         prepare = await _plan(service, body)
         ticket.take(rows=body.num_replies)
-        generation = await until_disconnect(request, start(service, ticket, prepare))
-        stack.enter_context(ended(generation))
-        answer = _Answer(service, body, generation)
-        if not body.stream:
-            return JSONResponse(answer.whole(await until_disconnect(request, generation.replies())))
-        await until_disconnect(request, generation.begun(service.options.ping_seconds))
-        return EventStream(answer.events(), stack.pop_all(), ping_seconds=service.options.ping_seconds)
+        generation = stack.enter_context(ended(await until_disconnect(request, start(service, ticket, prepare))))
+        return await answered(request, stack, _Answer(service, body, generation), stream=bool(body.stream))
+
+
+class WireAnswer(Protocol):
+    """A running request's answer in the form of an endpoint."""
+
+    service: Service
+    generation: Generation
+
+    def whole(self, replies: list[Reply]) -> dict[str, Any]:
+        """The object of a request that does not stream."""
+        ...
+
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """Those of one that does."""
+        ...
+
+
+async def answered(request: HttpRequest, stack: ExitStack, answer: WireAnswer, *, stream: bool) -> Response:
+    """An answer, whole or as events; ``stack`` stays open until they have ended."""
+    if not stream:
+        return JSONResponse(answer.whole(await until_disconnect(request, answer.generation.replies())))
+    ping_seconds = answer.service.options.ping_seconds
+    await until_disconnect(request, answer.generation.begun(ping_seconds))
+    return EventStream(answer.events(), stack.pop_all(), ping_seconds=ping_seconds)
 
 
 async def _plan(service: Service, body: ChatBody) -> Callable[[], Prepared]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from phi4mm.serve.errors import as_api_error
 from phi4mm.serve.generation import Generation, Prepared, ended, start
-from phi4mm.serve.openai.chat import planned
+from phi4mm.serve.openai.chat import answered, planned
 from phi4mm.serve.openai.messages import check_text, read_messages
 from phi4mm.serve.openai.response_input import ResponsesBody, echoed_tools, read_input
 from phi4mm.serve.openai.sampling import adapter_of, logprobs_of, sampling_options
@@ -23,7 +23,7 @@ from phi4mm.serve.openai.tool_stream import CallDelta, Content, Delta, ToolStrea
 from phi4mm.serve.openai.tools import call_id, text_beside_calls, tool_options
 from phi4mm.serve.openai.wire import logprob_list, new_id, route_object, usage_object
 from phi4mm.serve.service import Service, service_of
-from phi4mm.serve.sse import EventStream, event, until_disconnect
+from phi4mm.serve.sse import event, until_disconnect
 from phi4mm.types import Reply, TokenLogprob
 
 router = APIRouter(tags=["responses"])
@@ -42,13 +42,8 @@ async def responses(request: HttpRequest) -> Response:
         body = (await service.read_json(request, ResponsesBody, ticket)).as_chat()
         prepare = await _plan(service, body)
         ticket.take(rows=1)
-        generation = await until_disconnect(request, start(service, ticket, prepare))
-        stack.enter_context(ended(generation))
-        answer = _Answer(service, body, generation)
-        if not body.stream:
-            return JSONResponse(answer.whole(await until_disconnect(request, generation.replies())))
-        await until_disconnect(request, generation.begun(service.options.ping_seconds))
-        return EventStream(answer.events(), stack.pop_all(), ping_seconds=service.options.ping_seconds)
+        generation = stack.enter_context(ended(await until_disconnect(request, start(service, ticket, prepare))))
+        return await answered(request, stack, _Answer(service, body, generation), stream=bool(body.stream))
 
 
 async def _plan(service: Service, body: ResponsesBody) -> Callable[[], Prepared]:

@@ -7,7 +7,7 @@ import io
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from fastapi import APIRouter
@@ -19,6 +19,7 @@ from phi4mm.diarization.diarizer import check_installed
 from phi4mm.diarization.speakers import Diarization
 from phi4mm.errors import AudioError
 from phi4mm.inputs.prompt import TRANSCRIBE_PROMPT, speech_prompt
+from phi4mm.serve.admission import Ticket
 from phi4mm.serve.errors import ApiError, bad_request
 from phi4mm.serve.form import read_form
 from phi4mm.serve.media import Medium, content_of
@@ -40,6 +41,7 @@ from phi4mm.serve.sse import DONE, EventStream, begun, event, until_disconnect
 from phi4mm.types import DEFAULT_MAX_NEW_TOKENS, Segment, TokenLogprob
 
 router = APIRouter(tags=["audio"])
+_Body = TypeVar("_Body", bound=BaseModel)
 _MOST_WORDS = 1000
 _MOST_SPEAKERS = 4
 _MOST_REFERENCE_SECONDS = 30.0
@@ -100,11 +102,7 @@ async def transcriptions(request: HttpRequest) -> Response:
     """What is said in an audio file."""
     service = service_of(request)
     with ExitStack() as stack:
-        ticket = stack.enter_context(service.admission.enter(rows=1))
-        form = await read_form(request)
-        upload = Upload(form.file, service.limits.max_upload_seconds)
-        stack.callback(upload.close)
-        body = form.checked(TranscriptionBody)
+        ticket, upload, body = await _opened(request, service, TranscriptionBody, stack)
         shown = Shown(
             language=body.language,
             segments="segment" in body.timestamp_granularities,
@@ -131,17 +129,24 @@ async def translations(request: HttpRequest) -> Response:
     """What is said in an audio file, in English."""
     service = service_of(request)
     with ExitStack() as stack:
-        ticket = stack.enter_context(service.admission.enter(rows=1))
-        form = await read_form(request)
-        upload = Upload(form.file, service.limits.max_upload_seconds)
-        stack.callback(upload.close)
-        body = form.checked(TranslationBody)
+        ticket, upload, body = await _opened(request, service, TranslationBody, stack)
         options = _options(service, body, "translate", to=body.to)
         shown = Shown(task="translate", language=body.to.lower())
         recognition = Recognition(service, ticket, upload.blocks(), options)
         stack.callback(recognition.close)
         answer = _Answer(service, body.response_format, shown, recognition)
         return await until_disconnect(request, answer.whole())
+
+
+async def _opened(
+    request: HttpRequest, service: Service, kind: type[_Body], stack: ExitStack
+) -> tuple[Ticket, Upload, _Body]:
+    """A place for one row, the file and the other fields of a form; the first two until ``stack`` is closed."""
+    ticket = stack.enter_context(service.admission.enter(rows=1))
+    form = await read_form(request)
+    upload = Upload(form.file, service.limits.max_upload_seconds)
+    stack.callback(upload.close)
+    return ticket, upload, form.checked(kind)
 
 
 def _check_transcription(body: TranscriptionBody, shown: Shown) -> None:
