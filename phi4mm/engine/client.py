@@ -71,9 +71,9 @@ class Client:
             ClosedError: the model is closed.
         """
         self.engine.check_open()
-        self.check(request)
         if not (request.images or request.audios or is_structured(request)):
             return self.submit_row(request, self.processor.row(request), group)
+        self.check(request)  # now, not once its media are read
         return self.submit_read(lambda: (request, self.processor.row(request)), request.sampling.n, group)
 
     def submit_read(self, read: Read, n: int = 1, group: Group | None = None) -> Handle:
@@ -90,7 +90,6 @@ class Client:
                 return 0
             try:
                 request, row = read()
-                self.check(request)
                 for medium in row.media:
                     if not self.engine.has_embeddings(medium.digest):
                         medium.prepare()  # here, where no step of the engine waits for it
@@ -107,11 +106,9 @@ class Client:
         """Queue a request that is read; its grammar is compiled here.
 
         Raises:
-            PromptError: a token id of its options is not in the vocabulary.
+            PromptError: a token id of its options is not in the vocabulary, or a schema, grammar or tool is wrong.
             ClosedError: the model is closed.
-            PromptError: a schema, grammar or tool is wrong.
         """
-        self.check(request)
         handle = make_handle(request.sampling.n)
         self._enter(handle, request, row, group, counted=False)
         return handle
@@ -167,6 +164,7 @@ class Client:
         request.sampling.check_vocabulary(self.model.config.decoder.vocab_size)
 
     def _enter(self, handle: Handle, request: Request, row: Row, group: Group | None, *, counted: bool = True) -> None:
+        self.check(request)
         adapters = row.route.adapters
         stops = self._stop_token_ids | set(request.sampling.stop_token_ids)
         constraint = self.grammars.constraint(request)

@@ -46,12 +46,9 @@ class RowSampler:
             constraint: which tokens may come next.
 
         Raises:
-            PromptError: a token id in ``logit_bias`` or ``banned_tokens`` is not in the vocabulary.
+            PromptError: a token id of its options is not in the vocabulary.
         """
-        for name, ids in (("logit_bias", params.logit_bias), ("banned_tokens", params.banned_tokens)):
-            for token_id in ids:
-                if token_id >= vocab_size:
-                    raise PromptError(f"{name}: token id {token_id}; expected 0 to {vocab_size - 1}")
+        params.check_vocabulary(vocab_size)
         self.params = params
         self.token_ids: list[int] = []
         self.temperature = max(params.temperature, MIN_TEMPERATURE)
